@@ -1,0 +1,3 @@
+//! The `pgthaw` program.
+
+fn main() {}

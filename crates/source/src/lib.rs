@@ -1,0 +1,8 @@
+//! Reads backup repositories: which backups there are, and the bytes of any file of one of them.
+//!
+//! Owns stores (where stored bytes lie), formats (what the bytes mean), codecs and the backup map.
+//! Leaves the mount to `mountfs` and everything about PostgreSQL's own files to `pgthaw-postgres`.
+//!
+//! Start at [`Repository::open`]; a backup's [`map`] is read through a [`reader::Reader`].
+
+pub mod map;
