@@ -1,0 +1,249 @@
+//! The journal: one append-only file per session, a checksum per record, synced before anything depends on it.
+//!
+//! A record is one line: eight hex digits of the CRC-32 of the rest, a space, the record as JSON. Who works on a session holds
+//! a lock on its journal. A torn last record (no newline, or a wrong checksum in the very last line) is dropped and told;
+//! a bad earlier one refuses the session, because what followed from it can no longer be known.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use rustix::fs::FlockOperation;
+
+use crate::session::{Entry, Record};
+
+/// Name of the journal in a session's directory.
+pub const FILE_NAME: &str = "journal";
+
+/// A journal that this process may append to.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    file: File,
+}
+
+/// What a journal holds.
+#[derive(Debug, Default)]
+pub struct Contents {
+    /// Its records, oldest first.
+    pub records: Vec<Record>,
+    /// A torn record at the end was dropped: its length in bytes.
+    pub torn: Option<usize>,
+    /// Bytes of the valid records.
+    valid: u64,
+}
+
+/// A journal that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The file system said no.
+    #[error("journal `{path}`")]
+    Io {
+        /// The journal.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another process works on the session.
+    #[error("another process works on the session of journal `{path}`")]
+    Owned {
+        /// The journal.
+        path: PathBuf,
+    },
+    /// A record in the middle cannot be read.
+    #[error("journal `{path}`, line {line}: {why}")]
+    Damaged {
+        /// The journal.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+impl Journal {
+    /// Makes the journal of a new session in `directory` (made too, 0700) and locks it.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`], also when there is one already.
+    pub fn create(directory: &Path) -> Result<Self, JournalError> {
+        let path = directory.join(FILE_NAME);
+        let fail = |source| JournalError::Io { path: path.clone(), source };
+        fs::DirBuilder::new().mode(0o700).create(directory).map_err(fail)?;
+        let file = OpenOptions::new()
+            .append(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(fail)?;
+        let journal = Self { path: path.clone(), file };
+        journal.lock()?;
+        for directory in [directory, directory.parent().unwrap_or(directory)] {
+            File::open(directory).and_then(|directory| directory.sync_all()).map_err(fail)?;
+        }
+        Ok(journal)
+    }
+
+    /// Opens and locks the journal in `directory`, and reads it. A torn last record is cut off.
+    ///
+    /// # Errors
+    /// [`JournalError::Owned`] when another process holds it, [`JournalError::Damaged`] for a bad record that is not the last.
+    pub fn open(directory: &Path) -> Result<(Self, Contents), JournalError> {
+        let path = directory.join(FILE_NAME);
+        let fail = |source| JournalError::Io { path: path.clone(), source };
+        let file = OpenOptions::new().read(true).append(true).open(&path).map_err(fail)?;
+        let mut journal = Self { path: path.clone(), file };
+        journal.lock()?;
+        let mut bytes = Vec::new();
+        journal.file.read_to_end(&mut bytes).map_err(fail)?;
+        let contents = parse(&path, &bytes)?;
+        if contents.torn.is_some() {
+            journal.file.set_len(contents.valid).map_err(fail)?;
+            journal.file.seek(SeekFrom::End(0)).map_err(fail)?;
+        }
+        Ok((journal, contents))
+    }
+
+    /// Appends `entry`, on disk when this returns.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`]; the entry may then be there in part, which the next reader drops.
+    pub fn append(&mut self, at: Timestamp, entry: Entry) -> Result<Record, JournalError> {
+        let record = Record { at, entry };
+        let line = line_of(&record);
+        let written = self.file.write_all(line.as_bytes()).and_then(|()| self.file.sync_data());
+        written.map_err(|source| JournalError::Io { path: self.path.clone(), source })?;
+        Ok(record)
+    }
+
+    fn lock(&self) -> Result<(), JournalError> {
+        match rustix::fs::flock(&self.file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(()),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                Err(JournalError::Owned { path: self.path.clone() })
+            }
+            Err(errno) => Err(JournalError::Io { path: self.path.clone(), source: errno.into() }),
+        }
+    }
+}
+
+/// Reads the journal in `directory` without owning it.
+///
+/// # Errors
+/// [`JournalError::Io`] and [`JournalError::Damaged`].
+pub fn read(directory: &Path) -> Result<Contents, JournalError> {
+    let path = directory.join(FILE_NAME);
+    let bytes =
+        fs::read(&path).map_err(|source| JournalError::Io { path: path.clone(), source })?;
+    parse(&path, &bytes)
+}
+
+fn line_of(record: &Record) -> String {
+    let json = serde_json::to_string(record).expect("a record has no key that JSON cannot hold");
+    format!("{:08x} {json}\n", crc32fast::hash(json.as_bytes()))
+}
+
+fn parse(path: &Path, bytes: &[u8]) -> Result<Contents, JournalError> {
+    let mut contents = Contents::default();
+    for (number, line) in bytes.split_inclusive(|&byte| byte == b'\n').enumerate() {
+        match parse_line(line) {
+            Ok(record) => {
+                contents.records.push(record);
+                contents.valid += line.len() as u64;
+            }
+            Err(_) if contents.valid as usize + line.len() == bytes.len() => {
+                contents.torn = Some(line.len())
+            }
+            Err(why) => {
+                return Err(JournalError::Damaged { path: path.into(), line: number + 1, why });
+            }
+        }
+    }
+    Ok(contents)
+}
+
+fn parse_line(line: &[u8]) -> Result<Record, String> {
+    let line = line.strip_suffix(b"\n").ok_or("the record has no end")?;
+    let (sum, json) = line.split_at_checked(9).ok_or("the record is too short")?;
+    let sum = std::str::from_utf8(&sum[..8]).ok().and_then(|sum| u32::from_str_radix(sum, 16).ok());
+    if sum != Some(crc32fast::hash(json)) {
+        return Err("its checksum is wrong".into());
+    }
+    serde_json::from_slice(json).map_err(|err| format!("it is not understood: {err}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(text: &str) -> Entry {
+        Entry::Message(text.into())
+    }
+
+    fn journal_with(directory: &Path, texts: &[&str]) -> Vec<u8> {
+        let mut journal = Journal::create(directory).unwrap();
+        for text in texts {
+            journal.append(Timestamp::UNIX_EPOCH, message(text)).unwrap();
+        }
+        fs::read(directory.join(FILE_NAME)).unwrap()
+    }
+
+    #[test]
+    fn a_journal_cut_anywhere_loses_only_its_last_record() {
+        let home = tempfile::tempdir().unwrap();
+        let directory = home.path().join("s");
+        let bytes = journal_with(&directory, &["one", "two", "three"]);
+        for length in 0..bytes.len() {
+            fs::write(directory.join(FILE_NAME), &bytes[..length]).unwrap();
+            let whole = bytes[..length].iter().filter(|&&byte| byte == b'\n').count();
+            let (mut journal, contents) = Journal::open(&directory).unwrap();
+            assert_eq!(contents.records.len(), whole, "cut at {length}");
+            journal.append(Timestamp::UNIX_EPOCH, message("after")).unwrap();
+            let again = read(&directory).unwrap();
+            assert_eq!(
+                (again.records.len(), again.torn),
+                (whole + 1, None),
+                "cut at {length}, then appended"
+            );
+        }
+    }
+
+    #[test]
+    fn a_flipped_byte_before_the_last_record_refuses_the_session() {
+        let home = tempfile::tempdir().unwrap();
+        let directory = home.path().join("s");
+        let bytes = journal_with(&directory, &["one", "two", "three"]);
+        let last = bytes[..bytes.len() - 1].iter().rposition(|&byte| byte == b'\n').unwrap();
+        for position in 0..bytes.len() {
+            let mut flipped = bytes.clone();
+            flipped[position] ^= 0x04;
+            fs::write(directory.join(FILE_NAME), &flipped).unwrap();
+            match read(&directory) {
+                Ok(contents) => {
+                    assert!(position > last, "a flip at {position} went unnoticed");
+                    assert!(
+                        contents.torn.is_some(),
+                        "a flip at {position} in the last record is told"
+                    );
+                }
+                Err(err) => assert!(
+                    position <= last && matches!(err, JournalError::Damaged { .. }),
+                    "{position}: {err}"
+                ),
+            }
+        }
+    }
+
+    #[test]
+    fn a_journal_has_one_owner() {
+        let home = tempfile::tempdir().unwrap();
+        let directory = home.path().join("s");
+        let owner = Journal::create(&directory).unwrap();
+        assert!(matches!(Journal::open(&directory), Err(JournalError::Owned { .. })));
+        drop(owner);
+        Journal::open(&directory).unwrap();
+    }
+}

@@ -1,0 +1,148 @@
+//! What can be seen of a session on its machine: the agent's answer to `observe`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Why something failed, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// What failed, on which object, why.
+    pub message: String,
+    /// What the operator can do.
+    #[serde(default)]
+    pub hint: Option<String>,
+}
+
+impl Failure {
+    /// A failure without a hint.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: None }
+    }
+
+    /// The same failure with what to do about it.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+/// How far one of the agent's verbs has come.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Progress<T> {
+    /// Not asked for in this agent's life.
+    #[default]
+    Absent,
+    /// At work.
+    Running,
+    /// Done, with its result.
+    Done(T),
+    /// Given up.
+    Failed(Failure),
+}
+
+impl<T> Progress<T> {
+    /// Returns the failure, if there is one.
+    pub fn failure(&self) -> Option<&Failure> {
+        match self {
+            Self::Failed(failure) => Some(failure),
+            _ => None,
+        }
+    }
+}
+
+/// Where recovery ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoveryEnd {
+    /// The last record that was replayed (`redo done at`), as `X/X`; the checkpoint where nothing had to be replayed.
+    pub lsn: String,
+    /// The timeline it lies on.
+    pub timeline: u32,
+    /// Time of the last transaction that was replayed, as the server writes it.
+    pub last_transaction: Option<String>,
+    /// Whether anything was replayed: only then the end can be asked for again as a recovery target.
+    pub replayed: bool,
+}
+
+/// What is known once the instance is ready.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceReady {
+    /// Where recovery ended.
+    pub recovery_end: RecoveryEnd,
+    /// The server's version, such as `15.18`.
+    pub server_version: String,
+    /// How the instance is kept alone: `network namespace` or why it is by configuration only.
+    pub isolation: String,
+    /// The selected databases, in the order of the request.
+    pub databases: Vec<SelectedDatabase>,
+    /// Prepared transactions that were rolled back before the dump.
+    pub rolled_back: Vec<String>,
+    /// What people should know, such as a library that is missing.
+    pub warnings: Vec<String>,
+}
+
+/// One selected database, as the instance shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SelectedDatabase {
+    /// Its name.
+    pub name: String,
+    /// `pg_database_size()`, in bytes.
+    pub bytes: u64,
+    /// Tables with data to dump.
+    pub tables: u64,
+    /// Unlogged tables, which recovery leaves empty.
+    pub unlogged_tables: Vec<String>,
+    /// Why it cannot be dumped, if it cannot.
+    pub error: Option<Failure>,
+}
+
+/// One database in the agent's hands.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DatabaseView {
+    /// pg_dump.
+    pub dump: Progress<()>,
+    /// Delivery, up to the rename that makes the database appear; its result is the bytes delivered.
+    pub transfer: Progress<u64>,
+    /// Tables whose data is dumped.
+    pub tables_done: u64,
+    /// Bytes that pg_dump has written.
+    pub bytes_dumped: u64,
+    /// Bytes delivered and verified.
+    pub bytes_delivered: u64,
+}
+
+/// The agent's answer to `observe`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct AgentView {
+    /// Grows with every change, so that an observer can wait for the next one.
+    pub version: u64,
+    /// The mount.
+    pub mount: Progress<()>,
+    /// The instance.
+    pub instance: Progress<InstanceReady>,
+    /// What the instance is doing while it starts.
+    pub recovering: Option<String>,
+    /// `globals.sql`.
+    pub globals: Progress<()>,
+    /// The databases that were begun.
+    pub databases: BTreeMap<String, DatabaseView>,
+    /// The last step: checksums verified, `SHA256SUMS` and `export.json` written. Its result: the bytes of the whole export.
+    pub seal: Progress<u64>,
+    /// Something that ends the attempt: a read the mount could not serve, a full write layer, a process that died.
+    pub broken: Option<Failure>,
+    /// Messages for the log, numbered from 0; `pg_dump`'s own words among them.
+    pub messages: Vec<String>,
+}
+
+/// What the recovery service sees of a session.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Observed {
+    /// The check before anything is touched.
+    pub check: Progress<()>,
+    /// The agent, when it answers.
+    pub agent: Option<AgentView>,
+    /// Something of an earlier life of the session is still there: a process, a mount, a directory.
+    pub remains: bool,
+}

@@ -1,0 +1,154 @@
+//! What a user asked for: the request of an export, as the command line sends it and the journal keeps it.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Which repository, and how to read it. Holds no secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepositoryChoice {
+    /// Absolute path of the repository.
+    pub path: PathBuf,
+    /// The format's name (`pgbackrest`, `basebackup`); without it the format is detected.
+    #[serde(default)]
+    pub kind: Option<String>,
+    /// pgBackRest's stanza; needed only where a repository has several.
+    #[serde(default)]
+    pub stanza: Option<String>,
+    /// More directories with archived WAL, for backups that do not bring their own archive.
+    #[serde(default)]
+    pub wal_archives: Vec<PathBuf>,
+    /// A `backup_label` for a backup that was kept without its own.
+    #[serde(default)]
+    pub backup_label: Option<PathBuf>,
+    /// The data directory, `pg_wal` and all tablespaces were captured at one instant.
+    #[serde(default)]
+    pub atomic_snapshot: bool,
+}
+
+/// How far to recover.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RecoveryChoice {
+    /// To the end of the backup.
+    #[default]
+    EndOfBackup,
+    /// To the end of the archived WAL of the backup's timeline.
+    Latest,
+}
+
+/// One export, as asked for. Paths are absolute.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportRequest {
+    /// Where the backup lies.
+    pub repository: RepositoryChoice,
+    /// The backup's id; without it the newest.
+    #[serde(default)]
+    pub backup: Option<String>,
+    /// The databases to export, by name; empty with `all`.
+    #[serde(default)]
+    pub databases: Vec<String>,
+    /// Every database that accepts connections, but templates.
+    #[serde(default)]
+    pub all: bool,
+    /// Names that `all` leaves out.
+    #[serde(default)]
+    pub exclude_databases: Vec<String>,
+    /// The directory that gets the dump.
+    pub target: PathBuf,
+    /// Whether an earlier export in `target` is replaced.
+    #[serde(default)]
+    pub replace: bool,
+    /// How far to recover.
+    #[serde(default)]
+    pub recovery: RecoveryChoice,
+    /// `pg_dump --jobs`.
+    pub jobs: u32,
+    /// `pg_dump --compress`, as the user wrote it.
+    #[serde(default)]
+    pub compress: Option<String>,
+    /// `pg_dump`'s filters and further arguments, already checked.
+    #[serde(default)]
+    pub pg_dump_arguments: Vec<String>,
+    /// Whether `globals.sql` is written.
+    pub globals: bool,
+    /// Whether `globals.sql` holds the roles' password hashes.
+    pub role_passwords: bool,
+    /// Where the dump is kept until it is delivered; without it the roomier of `/var/tmp` and `/tmp`.
+    #[serde(default)]
+    pub dump_dir: Option<PathBuf>,
+    /// Where the session's private directory is made; without it `/var/tmp`.
+    #[serde(default)]
+    pub work_dir: Option<PathBuf>,
+    /// Bytes of decoded pages kept in memory.
+    #[serde(default)]
+    pub cache_size: Option<u64>,
+    /// Where PostgreSQL's programs are.
+    #[serde(default)]
+    pub pg_bin: Option<PathBuf>,
+    /// The account that runs PostgreSQL when pgthaw was started as root.
+    #[serde(default)]
+    pub os_user: Option<String>,
+    /// The cluster's superuser, where it is neither `postgres` nor to be found.
+    #[serde(default)]
+    pub superuser: Option<String>,
+    /// Libraries to preload although the backup's own list is ignored.
+    #[serde(default)]
+    pub preload: Vec<String>,
+    /// Export databases in which the backup tool found damaged pages.
+    #[serde(default)]
+    pub allow_damaged: bool,
+    /// Read and verify every file of the selected databases whole.
+    #[serde(default)]
+    pub verify_source: bool,
+}
+
+impl ExportRequest {
+    /// Returns whether the database `name` is asked for by `all` (which the caller has found to be set).
+    pub fn all_includes(&self, name: &str) -> bool {
+        !self.exclude_databases.iter().any(|pattern| matches_pattern(pattern, name))
+    }
+}
+
+/// Returns whether `name` matches `pattern`, where `*` stands for any characters and `?` for one, as in psql's patterns.
+fn matches_pattern(pattern: &str, name: &str) -> bool {
+    let (pattern, name): (Vec<char>, Vec<char>) =
+        (pattern.chars().collect(), name.chars().collect());
+    let mut reachable = vec![false; name.len() + 1]; // reachable[i]: the pattern so far matches the first i characters
+    reachable[0] = true;
+    for &wanted in &pattern {
+        let mut next = vec![false; name.len() + 1];
+        for i in 0..=name.len() {
+            next[i] = match wanted {
+                '*' => reachable[i] || (i > 0 && next[i - 1]),
+                '?' => i > 0 && reachable[i - 1],
+                plain => i > 0 && reachable[i - 1] && name[i - 1] == plain,
+            };
+        }
+        reachable = next;
+    }
+    reachable[name.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::matches_pattern;
+
+    #[test]
+    fn patterns_select_names() {
+        let cases = [
+            ("crm", "crm", true),
+            ("crm", "crm2", false),
+            ("crm*", "crm2", true),
+            ("*", "", true),
+            ("c?m", "crm", true),
+            ("c?m", "cm", false),
+            ("*_old", "sales_old", true),
+            ("*_old", "sales_older", false),
+            ("a*b*c", "aXXbYYc", true),
+        ];
+        for (pattern, name, want) in cases {
+            assert_eq!(matches_pattern(pattern, name), want, "{pattern} on {name}");
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! States, steps and the status of a session: the words that `pgthaw sessions` prints and its JSON keys.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// Where a session stands as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SessionState {
+    /// Asked for, nothing done yet.
+    Created,
+    /// At work.
+    Running,
+    /// Waits for a machine or the network and goes on by itself.
+    Waiting,
+    /// Is being undone because the user asked so.
+    Canceling,
+    /// Undone; nothing is left.
+    Canceled,
+    /// Ended before its end; `retry` goes on from what is there.
+    Failed,
+    /// Everything was delivered; nothing is left but the export.
+    Succeeded,
+}
+
+impl SessionState {
+    /// Returns whether a server works on a session in this state.
+    pub fn is_active(self) -> bool {
+        matches!(self, Self::Created | Self::Running | Self::Waiting | Self::Canceling)
+    }
+
+    /// Returns whether nothing can follow any more.
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Canceled | Self::Succeeded)
+    }
+}
+
+/// What a session is doing; the parts of an export, in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Step {
+    /// Accepted.
+    Request,
+    /// Everything is checked before anything is touched.
+    Check,
+    /// The backup is mounted.
+    Mount,
+    /// The instance recovers.
+    Recover,
+    /// Databases are dumped, finished files delivered.
+    Dump,
+    /// The last files are delivered and verified.
+    Deliver,
+    /// Everything temporary is removed.
+    Clean,
+}
+
+/// Where one database stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DatabaseState {
+    /// Not begun.
+    Waiting,
+    /// pg_dump runs.
+    Dumping,
+    /// pg_dump has ended; files are still on their way.
+    Delivering,
+    /// Complete in the target under its name.
+    Delivered,
+    /// Given up; the others go on.
+    Failed,
+}
+
+/// One database of a session, for people and programs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatabaseStatus {
+    /// Its name.
+    pub name: String,
+    /// Where it stands.
+    pub state: DatabaseState,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// Bytes of its dump so far.
+    pub bytes: u64,
+    /// Tables whose data is dumped.
+    pub tables_done: u64,
+    /// Tables to dump; 0 while unknown.
+    pub tables_total: u64,
+}
+
+/// A session, for people and programs. Its keys are part of the command line's contract.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Its id.
+    pub id: String,
+    /// What it makes: `export`.
+    pub kind: String,
+    /// Where it stands.
+    pub state: SessionState,
+    /// What it is doing.
+    pub step: Step,
+    /// When it was asked for.
+    pub created_at: Timestamp,
+    /// How often it was begun.
+    pub attempts: u32,
+    /// What `step` is busy with, where there is something to tell.
+    pub detail: Option<String>,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// What to do about it.
+    pub hint: Option<String>,
+    /// The repository as it was named.
+    pub repository: String,
+    /// The backup's id, once it is chosen.
+    pub backup: Option<String>,
+    /// The directory that gets the dump.
+    pub target: String,
+    /// Where recovery ended, once it did.
+    pub recovery_lsn: Option<String>,
+    /// Bytes delivered and verified.
+    pub bytes_done: u64,
+    /// Bytes expected; an estimate until the dumps are complete, 0 while unknown.
+    pub bytes_total: u64,
+    /// The databases.
+    pub databases: Vec<DatabaseStatus>,
+}
