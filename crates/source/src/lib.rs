@@ -5,4 +5,6 @@
 //!
 //! Start at [`Repository::open`]; a backup's [`map`] is read through a [`reader::Reader`].
 
+mod lru;
 pub mod map;
+pub mod store;
