@@ -5,6 +5,9 @@
 //!
 //! Start at [`Repository::open`]; a backup's [`map`] is read through a [`reader::Reader`].
 
+pub mod codec;
+mod digest;
 mod lru;
 pub mod map;
+pub mod reader;
 pub mod store;
