@@ -122,7 +122,14 @@ impl Binaries {
     pub fn build_sizes(&self, user: &OsUser) -> io::Result<BuildSizes> {
         let ask = |name: &str| {
             let mut command = Command::new(&self.postgres);
-            command.args(["-C", name, "-c", "config_file=/dev/null", "-c", "data_directory=/"]);
+            command.args(["-C", name]);
+            let files = [
+                "config_file=/dev/null",
+                "hba_file=/dev/null",
+                "ident_file=/dev/null",
+                "data_directory=/nonexistent",
+            ];
+            command.args(files.iter().flat_map(|file| ["-c", file]));
             let answer = run(command, user)?;
             answer
                 .trim()
