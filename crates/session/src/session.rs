@@ -94,6 +94,9 @@ pub struct Place {
     pub work_directory: PathBuf,
     /// Where the backup is mounted.
     pub mountpoint: PathBuf,
+    /// Directories on the way to the mountpoint, itself included, that the session makes outside its private directory;
+    /// outermost first.
+    pub mount_directories: Vec<PathBuf>,
     /// The private directory that gets the dump.
     pub dump_directory: PathBuf,
     /// Directories on the way to the target, the target included, that the session makes; outermost first.
@@ -245,7 +248,13 @@ impl Session {
             Entry::CancelAsked => {
                 (self.intent, self.state) = (Intent::Cancel, SessionState::Canceling)
             }
-            Entry::Cleaned => self.place = None,
+            Entry::Cleaned => {
+                self.place = None;
+                if self.intent == Intent::Cancel {
+                    self.target_directories.clear();
+                    self.databases = None;
+                }
+            }
             Entry::State(state) => self.state = *state,
             Entry::Message(_) => self.messages_of_agent += 1,
         }
