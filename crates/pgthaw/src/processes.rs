@@ -22,6 +22,9 @@ pub const MARKER_VARIABLE: &str = "PGTHAW_SESSION";
 /// How long [`end_all`] rests between two looks, at most.
 const REST: Duration = Duration::from_millis(50);
 
+/// How long a process may take to replace its program before it is taken for one that hides its arguments.
+const REPLACING_LIMIT: Duration = Duration::from_millis(200);
+
 /// A process, told apart from a later one with the same id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
@@ -83,7 +86,7 @@ pub fn is_marker(marker: &str) -> bool {
 
 /// Returns the running processes of the session with `marker`, without the calling process.
 ///
-/// A process that is just replacing its program can be missed; whoever needs to know that there is none looks twice.
+/// A process that was just started can be missed; whoever needs to know that there is none looks twice.
 ///
 /// # Errors
 /// `/proc` cannot be read, or `marker` is none ([`is_marker`]).
@@ -170,9 +173,31 @@ pub fn end_all(marker: &str, except: &[u32], limit: Duration) -> io::Result<Ende
 }
 
 /// Returns whether the process `pid` carries `marker`; an unreadable one does not.
+///
+/// While a process replaces its program it shows neither environment nor arguments: it is waited for, a little.
 fn is_marked(pid: u32, marker: &str) -> bool {
-    let read = |file: &str| fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
-    environment_is_marked(&read("environ"), marker) || title_is_marked(&read("cmdline"), marker)
+    let deadline = Instant::now() + REPLACING_LIMIT;
+    loop {
+        let read = |file: &str| fs::read(format!("/proc/{pid}/{file}"));
+        let (environment, command_line) = (read("environ"), read("cmdline"));
+        let empty = |bytes: &io::Result<Vec<u8>>| bytes.as_ref().is_ok_and(Vec::is_empty);
+        if empty(&environment)
+            && empty(&command_line)
+            && has_memory(pid)
+            && Instant::now() < deadline
+        {
+            std::thread::sleep(Duration::from_millis(1));
+            continue;
+        }
+        return environment_is_marked(&environment.unwrap_or_default(), marker)
+            || title_is_marked(&command_line.unwrap_or_default(), marker);
+    }
+}
+
+/// Returns whether the process has memory of its own, which the kernel's own threads and zombies have not.
+fn has_memory(pid: u32) -> bool {
+    let memory = fs::read(format!("/proc/{pid}/statm")).unwrap_or_default();
+    !memory.is_empty() && !memory.starts_with(b"0 ")
 }
 
 /// Looks for the marker among the variables in `environment`, each ended by a zero byte.
@@ -287,7 +312,7 @@ mod tests {
             (b"/usr/lib/postgresql/15/bin/postgres\0-c\0cluster_name=0123456789abcdef\0", true),
             (b"postgres\0--cluster_name=0123456789abcdef\0-D\0/data\0", true),
             (b"postgres: 0123456789abcdef0: checkpointer", false),
-            (b"grep\00123456789abcdef\0", false),
+            (b"grep\x000123456789abcdef\0", false),
             (b"vi\0/var/tmp/0123456789abcdef/log\0", false),
         ];
         for (title, want) in titles {
