@@ -154,7 +154,9 @@ impl Reader {
                 None => cursor.insert(self.cursor_before(file, index)?),
             };
             while current.next < index {
-                self.step(file, state, progress, current, keep)?;
+                // What was only decoded on the way must not drive out what was asked for.
+                let near = index - current.next <= self.cache_bytes / 8 / CHUNK;
+                self.step(file, state, progress, current, keep && near)?;
             }
             sink(index, &self.step(file, state, progress, current, keep)?);
         }
