@@ -1,1 +1,34 @@
-//! placeholder
+//! Verified delivery of dump files, for now within one machine.
+//!
+//! Owns the bytes between the dump directory and the target: copying with a checksum that is compared
+//! with what the target's disk gives back, the staging directory in the target, the one rename that
+//! publishes a database, `SHA256SUMS`, and removing exactly what an earlier attempt or export left.
+//! Leaves the order of things, retries and the journal to the session.
+//!
+//! The target directory while a session works in it, and after it:
+//! ```text
+//! DIR/.pgthaw-<session>/<database>/toc.dat …    being delivered; removed at the end
+//! DIR/<database>/                               appears by one rename, complete and verified
+//! DIR/globals.sql, DIR/SHA256SUMS, DIR/export.json
+//! ```
+//! Everything below `DIR` is reached through open directory descriptors and without following symbolic
+//! links, so nobody who can write a part of the path can lead a write astray. Start at [`TargetDirectory`],
+//! [`copy_verified`] and [`FinishedFiles`].
+
+mod copy;
+mod directory;
+mod error;
+mod names;
+mod replace;
+mod sums;
+mod target;
+mod watch;
+
+pub use copy::{CopyFile, Delivered, Progress, Reuse, copy_all_verified, copy_verified, sha256_of};
+pub use directory::Directory;
+pub use error::MoveError;
+pub use names::{EXPORT_JSON, GLOBALS_SQL, SHA256SUMS, file_name_for_database};
+pub use replace::EarlierExport;
+pub use sums::{SumEntry, format_sha256sums, parse_sha256sums};
+pub use target::{Access, TargetDirectory, TargetReport, TargetState};
+pub use watch::FinishedFiles;

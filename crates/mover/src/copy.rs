@@ -1,0 +1,319 @@
+//! Copying files so that what lies on the target's disk is known to equal the dump.
+//!
+//! A file is read once and hashed on the way, written, synced, dropped from the page cache and read back.
+//! Many files go in groups: all of a group are written before the first is synced, so that the file system
+//! commits them together (20,000 small tables would otherwise cost 20,000 commits).
+
+use std::fs::{File, Metadata};
+use std::io::{self, Read, Seek, Write};
+use std::ops::ControlFlow;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use rustix::fs::{Advice, Mode};
+use sha2::{Digest, Sha256};
+
+use crate::directory::Directory;
+use crate::error::MoveError;
+
+/// Bytes per read and write: large enough that calls cost nothing, small enough to stay in a core's cache.
+const BUFFER: usize = 256 << 10;
+/// Most files of one group; each keeps a descriptor open until the group is synced.
+const GROUP_FILES: usize = 128;
+/// A group ends when it holds this many bytes, so that they are still being written back when it is synced.
+const GROUP_BYTES: u64 = 64 << 20;
+
+/// What to do with a file that an earlier attempt left at the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reuse {
+    /// Replace it. For `toc.dat` and `globals.sql`, which belong to one attempt only.
+    Never,
+    /// Keep it if its length and SHA-256 equal the source's.
+    IfEqual,
+}
+
+/// One file to deliver.
+#[derive(Debug, Clone, Copy)]
+pub struct CopyFile<'a> {
+    /// Its plain name, in the dump's directory and in the target's.
+    pub name: &'a str,
+    /// What to do with one that is there.
+    pub reuse: Reuse,
+}
+
+/// A file that lies on the target's disk, read back and compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Delivered {
+    /// Its length.
+    pub bytes: u64,
+    /// Its checksum.
+    pub sha256: [u8; 32],
+    /// Whether an earlier attempt's file was kept.
+    pub reused: bool,
+}
+
+/// Told the bytes that were copied since the last call; `Break` stops the copy.
+pub type Progress<'a> = dyn FnMut(u64) -> ControlFlow<()> + 'a;
+
+/// Delivers one file; see [`copy_all_verified`].
+///
+/// # Errors
+/// As [`copy_all_verified`].
+pub fn copy_verified(
+    file: CopyFile,
+    source: &Directory,
+    target: &Directory,
+    progress: &mut Progress,
+) -> Result<Delivered, MoveError> {
+    let mut delivered = None;
+    copy_all_verified(&[file], source, target, progress, &mut |_, done| delivered = Some(done))?;
+    Ok(delivered.expect("success reports every file"))
+}
+
+/// Delivers `files` from `source` into `target`, mode 0600, each verified by reading it back; `done` gets each file's index
+/// once it is. The names become durable with the directory's own sync ([`crate::Staging::publish_database`]).
+///
+/// # Errors
+/// The first failure ends it. Files already reported stay, all others that this call made are removed.
+pub fn copy_all_verified(
+    files: &[CopyFile],
+    source: &Directory,
+    target: &Directory,
+    progress: &mut Progress,
+    done: &mut dyn FnMut(usize, Delivered),
+) -> Result<(), MoveError> {
+    let mut buffer = vec![0; BUFFER];
+    let mut from = 0;
+    while from < files.len() {
+        let mut group = Group { source, target, written: Vec::new() };
+        let mut bytes = 0;
+        while from + group.written.len() < files.len()
+            && group.written.len() < GROUP_FILES
+            && bytes < GROUP_BYTES
+        {
+            let written = group.write(files[from + group.written.len()], &mut buffer, progress)?;
+            bytes += written;
+        }
+        let count = group.written.len();
+        for at in 0..count {
+            done(from + at, group.verify(at, &mut buffer)?);
+        }
+        group.written.clear(); // all verified: nothing to remove
+        from += count;
+    }
+    Ok(())
+}
+
+/// Returns length and SHA-256 of what can be read from `file`, from its current position on.
+///
+/// # Errors
+/// The read's.
+pub fn sha256_of(file: &mut impl Read) -> io::Result<(u64, [u8; 32])> {
+    hash_rest(file, &mut vec![0; BUFFER])
+}
+
+/// Files written and not yet verified; what is left in it when it is dropped is removed from the target.
+struct Group<'a> {
+    source: &'a Directory,
+    target: &'a Directory,
+    written: Vec<Written<'a>>,
+}
+
+struct Written<'a> {
+    name: &'a str,
+    file: Option<File>,
+    bytes: u64,
+    sha256: [u8; 32],
+    reused: bool,
+    verified: bool,
+}
+
+impl<'a> Group<'a> {
+    /// Writes one file, or takes the one that is there, and returns the bytes that are to be synced.
+    fn write(
+        &mut self,
+        file: CopyFile<'a>,
+        buffer: &mut [u8],
+        progress: &mut Progress,
+    ) -> Result<u64, MoveError> {
+        let CopyFile { name, reuse } = file;
+        let source = Source::open(self.source, name)?;
+        if let Some(there) = self.target.find_file(name)? {
+            let length =
+                there.metadata().map_err(|err| self.target.error("stat", name, err))?.len();
+            if reuse == Reuse::IfEqual && length == source.before.len() {
+                let (bytes, sha256) = source.hash(buffer)?;
+                // One that cannot be read back is as good as a different one.
+                if read_back(&there, self.target, name, buffer)
+                    .is_ok_and(|on_disk| on_disk == (bytes, sha256))
+                {
+                    rustix::fs::fchmod(&there, Mode::from_raw_mode(0o600))
+                        .map_err(|err| self.target.error("change mode of", name, err))?;
+                    self.written.push(Written {
+                        name,
+                        file: None,
+                        bytes,
+                        sha256,
+                        reused: true,
+                        verified: true,
+                    });
+                    report(progress, bytes, || self.target.join(name))?;
+                    return Ok(0);
+                }
+            }
+            self.target.remove_file(name)?;
+        }
+        let new = self.target.create_file(name)?;
+        self.written.push(Written {
+            name,
+            file: None,
+            bytes: 0,
+            sha256: [0; 32],
+            reused: false,
+            verified: false,
+        });
+        let (bytes, sha256) = source.copy(&new, self.target, name, buffer, progress)?;
+        // Starts writing back what is dirty, without waiting.
+        let _ = rustix::fs::fadvise(new.as_fd(), 0, None, Advice::DontNeed);
+        let last = self.written.last_mut().expect("pushed above");
+        (last.file, last.bytes, last.sha256) = (Some(new), bytes, sha256);
+        Ok(bytes)
+    }
+
+    fn verify(&mut self, at: usize, buffer: &mut [u8]) -> Result<Delivered, MoveError> {
+        let Written { name, bytes, sha256, reused, .. } = self.written[at];
+        if let Some(file) = self.written[at].file.take()
+            && read_back(&file, self.target, name, buffer)? != (bytes, sha256)
+        {
+            return Err(MoveError::Differs { path: self.target.join(name) });
+        }
+        self.written[at].verified = true;
+        Ok(Delivered { bytes, sha256, reused })
+    }
+}
+
+impl Drop for Group<'_> {
+    fn drop(&mut self) {
+        for written in self.written.iter().filter(|written| !written.verified) {
+            if let Err(err) = self.target.remove_file(written.name) {
+                tracing::warn!("partial file stays behind: {err}");
+            }
+        }
+    }
+}
+
+/// A file of the dump, opened without following a link, with what was known about it at that time.
+struct Source {
+    path: PathBuf,
+    file: File,
+    before: Metadata,
+}
+
+impl Source {
+    fn open(directory: &Directory, name: &str) -> Result<Self, MoveError> {
+        let path = directory.join(name);
+        let fail = |action, err| MoveError::source(action, &path, err);
+        let file = directory.open_file(name).map_err(|err| fail("open", err))?;
+        let before = file.metadata().map_err(|err| fail("stat", err))?;
+        if !before.is_file() {
+            return Err(fail("read", io::Error::other("not a regular file")));
+        }
+        Ok(Self { path, file, before })
+    }
+
+    fn hash(&self, buffer: &mut [u8]) -> Result<(u64, [u8; 32]), MoveError> {
+        let mut file = &self.file;
+        let found = hash_rest(&mut file, buffer).and_then(|found| file.rewind().map(|()| found));
+        let found = found.map_err(|err| MoveError::source("read", &self.path, err))?;
+        self.unchanged(found.0)?;
+        Ok(found)
+    }
+
+    fn copy(
+        &self,
+        mut to: &File,
+        target: &Directory,
+        name: &str,
+        buffer: &mut [u8],
+        progress: &mut Progress,
+    ) -> Result<(u64, [u8; 32]), MoveError> {
+        let mut from = &self.file;
+        let mut hash = Sha256::new();
+        let mut bytes = 0;
+        loop {
+            let count = read_some(&mut from, buffer)
+                .map_err(|err| MoveError::source("read", &self.path, err))?;
+            if count == 0 || bytes > self.before.len() {
+                break; // one that grows would never end
+            }
+            hash.update(&buffer[..count]);
+            to.write_all(&buffer[..count]).map_err(|err| target.error("write", name, err))?;
+            bytes += count as u64;
+            report(progress, count as u64, || target.join(name))?;
+        }
+        self.unchanged(bytes)?;
+        Ok((bytes, hash.finalize().into()))
+    }
+
+    fn unchanged(&self, bytes: u64) -> Result<(), MoveError> {
+        let after =
+            self.file.metadata().map_err(|err| MoveError::source("stat", &self.path, err))?;
+        let state = |seen: &Metadata| (seen.len(), seen.mtime(), seen.mtime_nsec());
+        if bytes == after.len() && state(&self.before) == state(&after) {
+            Ok(())
+        } else {
+            Err(MoveError::SourceChanged { path: self.path.clone() })
+        }
+    }
+}
+
+/// Syncs `file`, drops it from the page cache and returns length and SHA-256 of what the disk holds.
+fn read_back(
+    file: &File,
+    target: &Directory,
+    name: &str,
+    buffer: &mut [u8],
+) -> Result<(u64, [u8; 32]), MoveError> {
+    file.sync_all().map_err(|err| target.error("sync", name, err))?;
+    // Where the file system keeps the pages (tmpfs has no other place), reading back still proves the write.
+    let _ = rustix::fs::fadvise(file.as_fd(), 0, None, Advice::DontNeed);
+    let mut file = file;
+    file.rewind()
+        .and_then(|()| hash_rest(&mut file, buffer))
+        .map_err(|err| target.error("read back", name, err))
+}
+
+fn hash_rest(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<(u64, [u8; 32])> {
+    let mut hash = Sha256::new();
+    let mut bytes = 0;
+    loop {
+        match read_some(file, buffer)? {
+            0 => return Ok((bytes, hash.finalize().into())),
+            count => {
+                hash.update(&buffer[..count]);
+                bytes += count as u64;
+            }
+        }
+    }
+}
+
+fn read_some(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match file.read(buffer) {
+            Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+fn report(
+    progress: &mut Progress,
+    bytes: u64,
+    path: impl FnOnce() -> PathBuf,
+) -> Result<(), MoveError> {
+    match progress(bytes) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(MoveError::Stopped { path: path() }),
+    }
+}

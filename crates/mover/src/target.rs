@@ -1,0 +1,365 @@
+//! The target directory of one session: looking at it, staging in it, publishing, and undoing.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::directory::{Directory, free_bytes};
+use crate::error::MoveError;
+use crate::names::{EXPORT_JSON, SHA256SUMS, file_name_for_database};
+use crate::replace::EarlierExport;
+use crate::sums::{SumEntry, format_sha256sums};
+
+/// Begins the name of every staging directory; what follows is the session's id.
+const STAGING_PREFIX: &str = ".pgthaw-";
+/// What `mkfs` puts into a new file system; such a directory still counts as empty.
+const LOST_AND_FOUND: &str = "lost+found";
+
+/// What lies at a target directory, before anything is touched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TargetReport {
+    /// What is there, this session's own files left out.
+    pub state: TargetState,
+    /// Whether this account may write there (in the nearest parent that exists).
+    pub access: Access,
+    /// Bytes that an unprivileged user can still write there.
+    pub free: u64,
+    /// Whether an earlier attempt of this session has staged files there.
+    pub ours: bool,
+    /// Sessions other than this one that have staged files there.
+    pub other_sessions: Vec<String>,
+}
+
+/// What is at the path of a target directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TargetState {
+    /// Nothing; these directories would be made, the outermost first.
+    Absent {
+        /// The directories, the target itself last.
+        missing: Vec<PathBuf>,
+    },
+    /// Something that is no directory, at this path.
+    NotADirectory(PathBuf),
+    /// A directory with nothing in it (or only `lost+found`).
+    Empty,
+    /// A complete export of ours.
+    HoldsExport(EarlierExport),
+    /// Other things; the first of their names, sorted.
+    HoldsOther(Vec<String>),
+}
+
+/// Whether this account may write somewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// It may.
+    Writable,
+    /// The file system is mounted read-only.
+    ReadOnly,
+    /// Permissions forbid it.
+    NotPermitted,
+}
+
+/// A target directory in which one session works; holds its lock.
+#[derive(Debug)]
+pub struct TargetDirectory {
+    dir: Directory,
+    staging: Directory,
+    staging_name: String,
+    _lock: Option<File>,
+}
+
+impl TargetDirectory {
+    /// Looks at `path` for `session`, whose journal says that it published the entries `published`.
+    /// Changes nothing.
+    ///
+    /// # Errors
+    /// What keeps it from looking, and [`MoveError::BadListing`] for a damaged earlier export.
+    pub fn inspect(
+        path: &Path,
+        session: &str,
+        published: &[&str],
+    ) -> Result<TargetReport, MoveError> {
+        let missing = Self::missing(path);
+        let nearest = missing.first().map_or(path, |first| parent_of(first));
+        let mut report = TargetReport {
+            state: TargetState::Absent { missing: missing.clone() },
+            access: Access::NotPermitted,
+            free: 0,
+            ours: false,
+            other_sessions: Vec::new(),
+        };
+        if !nearest.is_dir() {
+            report.state = TargetState::NotADirectory(nearest.into());
+            return Ok(report);
+        }
+        report.access = access(nearest)?;
+        report.free =
+            free_bytes(nearest).map_err(|err| MoveError::target("stat", nearest, nearest, err))?;
+        if missing.is_empty() {
+            let dir = open_target(path)?;
+            let mut names = dir.names()?;
+            names.retain(|name| match name.strip_prefix(STAGING_PREFIX) {
+                Some(found) if found == session => {
+                    report.ours = true;
+                    false
+                }
+                Some(other) => {
+                    report.other_sessions.push(other.into());
+                    false
+                }
+                None => name != LOST_AND_FOUND && !published.contains(&name.as_str()),
+            });
+            report.state = match EarlierExport::find(&dir)? {
+                _ if names.is_empty() => TargetState::Empty,
+                Some(export) if !published.contains(&EXPORT_JSON) => {
+                    TargetState::HoldsExport(export)
+                }
+                _ => {
+                    names.truncate(5);
+                    TargetState::HoldsOther(names)
+                }
+            };
+        }
+        Ok(report)
+    }
+
+    /// Returns the directories that [`TargetDirectory::create`] will make, the outermost first, so that the
+    /// journal knows them before they exist.
+    pub fn missing(path: &Path) -> Vec<PathBuf> {
+        let absent =
+            |path: &&Path| !path.as_os_str().is_empty() && path.symlink_metadata().is_err();
+        let mut missing: Vec<_> = path.ancestors().take_while(absent).map(PathBuf::from).collect();
+        missing.reverse();
+        missing
+    }
+
+    /// Opens the target directory and locks it for `session`, an id that is a plain file name; makes it, its
+    /// parents and the session's staging directory (0700) where they are missing. Safe to repeat.
+    ///
+    /// Where the file system has no locks (some NFS), this is logged and the session goes on without.
+    ///
+    /// # Errors
+    /// [`MoveError::InUse`] while another session works there, otherwise as the file system says.
+    pub fn create(path: &Path, session: &str) -> Result<Self, MoveError> {
+        for missing in Self::missing(path) {
+            let parent = open_target(parent_of(&missing))?;
+            let Some(name) = missing.file_name().and_then(|name| name.to_str()) else {
+                let why = io::Error::new(io::ErrorKind::InvalidInput, "not a plain UTF-8 name");
+                return Err(MoveError::target("create", &missing, &missing, why));
+            };
+            parent.ensure_directory(name)?;
+            parent.sync()?;
+        }
+        let dir = open_target(path)?;
+        let lock = lock(&dir)?;
+        let staging_name = format!("{STAGING_PREFIX}{session}");
+        let (staging, _) = dir.ensure_directory(&staging_name)?;
+        Ok(Self { dir, staging, staging_name, _lock: lock })
+    }
+
+    /// Returns the target directory's path.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Returns the staging directory: files to be published beside the databases (`globals.sql`) go there.
+    pub fn staging(&self) -> &Directory {
+        &self.staging
+    }
+
+    /// Returns the staging directory of one database, made where it is missing.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn database(&self, database: &str) -> Result<Directory, MoveError> {
+        Ok(self.staging.ensure_directory(&file_name_for_database(database))?.0)
+    }
+
+    /// Returns whether the database has been published, by this session or another.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn is_published(&self, database: &str) -> Result<bool, MoveError> {
+        Ok(self.dir.kind(&file_name_for_database(database))?.is_some())
+    }
+
+    /// Publishes a database by one rename and returns its directory's name: staged files other than `files`
+    /// (an earlier attempt's) are removed, the rest is made durable. Safe to repeat after a success.
+    ///
+    /// # Errors
+    /// [`MoveError::Missing`] if one of `files` is not there, [`MoveError::Exists`] if something else has
+    /// the name; nothing is published then.
+    pub fn publish_database(&self, database: &str, files: &[&str]) -> Result<String, MoveError> {
+        let name = file_name_for_database(database);
+        let Some(staged) = self.staging.find_directory(&name)? else {
+            return match self.dir.find_directory(&name)? {
+                Some(_) => Ok(name), // the rename of an earlier call
+                None => Err(MoveError::Missing { path: self.staging.join(&name) }),
+            };
+        };
+        let wanted: std::collections::BTreeSet<_> = files.iter().copied().collect();
+        let mut found = 0;
+        for name in staged.names()? {
+            if wanted.contains(name.as_str()) {
+                found += 1;
+            } else {
+                staged.remove_tree(&name)?;
+            }
+        }
+        if found != wanted.len() {
+            let names = staged.names()?;
+            let absent = wanted
+                .into_iter()
+                .find(|name| names.binary_search_by(|n| n.as_str().cmp(name)).is_err());
+            return Err(MoveError::Missing { path: staged.join(absent.unwrap_or_default()) });
+        }
+        staged.sync()?;
+        if self.dir.kind(&name)?.is_some() {
+            return Err(MoveError::Exists { path: self.dir.join(&name) });
+        }
+        self.staging.rename(&name, &self.dir, &name)?;
+        self.dir.sync()?;
+        Ok(name)
+    }
+
+    /// Publishes a file of the staging directory by one rename; one of that name is replaced.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn publish_file(&self, name: &str) -> Result<(), MoveError> {
+        self.staging.rename(name, &self.dir, name)?;
+        self.dir.sync()
+    }
+
+    /// Writes `SHA256SUMS`, durably and at once.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn write_sha256sums(&self, entries: &[SumEntry]) -> Result<(), MoveError> {
+        self.write_file(SHA256SUMS, format_sha256sums(entries).as_bytes())
+    }
+
+    /// Writes `export.json`, durably and at once: from now on the export is complete.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn write_export_json(&self, json: &[u8]) -> Result<(), MoveError> {
+        self.write_file(EXPORT_JSON, json)
+    }
+
+    fn write_file(&self, name: &str, content: &[u8]) -> Result<(), MoveError> {
+        self.staging.remove_file(name)?;
+        let mut file = self.staging.create_file(name)?;
+        let written = file.write_all(content).and_then(|()| file.sync_all());
+        written.map_err(|err| self.staging.error("write", name, err))?;
+        self.publish_file(name)
+    }
+
+    /// Removes what the export that was here before lists (for `--replace`), once the new one is verified in
+    /// the staging directory; see [`EarlierExport`]. Safe to repeat, also after a crash in the middle.
+    ///
+    /// # Errors
+    /// [`MoveError::Foreign`], before anything is removed, if its directories hold other things.
+    pub fn remove_replaced(&self) -> Result<(), MoveError> {
+        crate::replace::remove_replaced(&self.dir, &self.staging)
+    }
+
+    /// Removes the staging directory: the session is done here.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn remove_staging(&self) -> Result<(), MoveError> {
+        self.dir.remove_tree(&self.staging_name)?;
+        self.dir.sync()
+    }
+
+    /// Undoes a session at `path`: removes its staging directory, the entries of `published` (names that it
+    /// published) and those directories of `made` that are empty then. Safe to repeat.
+    ///
+    /// # Errors
+    /// [`MoveError::InUse`] while another session works there, otherwise as the file system says.
+    pub fn discard(
+        path: &Path,
+        session: &str,
+        published: &[&str],
+        made: &[PathBuf],
+    ) -> Result<(), MoveError> {
+        let missing = Self::missing(path);
+        if missing.is_empty() {
+            let dir = open_target(path)?;
+            let _lock = lock(&dir)?; // held until the directory itself is gone
+            for name in published {
+                dir.remove_tree(name)?;
+            }
+            dir.remove_tree(&format!("{STAGING_PREFIX}{session}"))?;
+            dir.sync()?;
+            return remove_empty(made);
+        }
+        remove_empty(made)
+    }
+}
+
+/// Removes those of `made` that are empty, the innermost first.
+fn remove_empty(made: &[PathBuf]) -> Result<(), MoveError> {
+    for path in made.iter().rev() {
+        match rustix::fs::unlinkat(CWD, path, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(Errno::NOTEMPTY | Errno::EXIST) => return Ok(()),
+            Err(err) => return Err(MoveError::target("remove", path, path, err)),
+        }
+    }
+    Ok(())
+}
+
+/// Opens a directory that the user named: unlike all below it, it may be a link.
+fn open_target(path: &Path) -> Result<Directory, MoveError> {
+    let real = path.canonicalize().map_err(|err| MoveError::target("open", path, path, err))?;
+    Directory::open(&real)
+}
+
+fn lock(dir: &Directory) -> Result<Option<File>, MoveError> {
+    let fail = |err: Errno| MoveError::target("lock", dir.path(), dir.path(), err);
+    // A description of its own: the lock lasts as long as this descriptor and no longer.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let file: File = rustix::fs::openat(dir, ".", flags, Mode::empty()).map_err(fail)?.into();
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(Errno::WOULDBLOCK) => return Err(MoveError::InUse { dir: dir.path().into() }),
+        Err(
+            err @ (Errno::BADF | Errno::NOLCK | Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS),
+        ) => {
+            tracing::warn!(
+                "`{}` cannot be locked ({err}): keep other exports away from it",
+                dir.path().display()
+            );
+            return Ok(None);
+        }
+        Err(err) => return Err(fail(err)),
+    }
+    if rustix::fs::fstat(&file).map_err(fail)?.st_nlink == 0 {
+        return Err(fail(Errno::NOENT)); // its maker removed it between our open and the lock
+    }
+    Ok(Some(file))
+}
+
+fn access(path: &Path) -> Result<Access, MoveError> {
+    let wanted = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
+    match rustix::fs::accessat(CWD, path, wanted, AtFlags::EACCESS) {
+        Ok(()) => Ok(Access::Writable),
+        Err(Errno::ROFS) => Ok(Access::ReadOnly),
+        Err(Errno::ACCESS | Errno::PERM) => Ok(Access::NotPermitted),
+        Err(err) => Err(MoveError::target("stat", path, path, err)),
+    }
+}
+
+/// Returns the parent of a path; a relative one of a single part lies in the current directory.
+fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        Some(_) => Path::new("."),
+        None => path,
+    }
+}
