@@ -5,14 +5,12 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
-/// How long `fusermount3` may take.
-const FUSERMOUNT_LIMIT: Duration = Duration::from_secs(10);
+/// The type of pgthaw's mounts.
+pub const OWN_TYPE: &str = "fuse.pgthaw";
 
 /// Mounts stacked on one another higher than this are not taken down.
 const HIGHEST_STACK: usize = 100;
@@ -24,15 +22,8 @@ pub struct Mount {
     pub device_minor: u32,
     /// Where it is mounted.
     pub mountpoint: PathBuf,
-    /// Its type, such as `fuse.pgthaw`.
+    /// Its type, such as [`OWN_TYPE`].
     pub kind: String,
-}
-
-impl Mount {
-    /// Whether a FUSE daemon serves it.
-    pub fn is_fuse(&self) -> bool {
-        self.kind == "fuse" || self.kind.starts_with("fuse.")
-    }
 }
 
 /// Returns the file systems that are mounted at `path` or below it, lowest first.
@@ -48,20 +39,24 @@ pub fn at_or_below(path: &Path) -> io::Result<Vec<Mount>> {
     Ok(mounts)
 }
 
-/// Takes down everything that is mounted at `path` or below, without waiting for anybody who uses it; requests that
-/// wait for a FUSE daemon's answer end with an error first. Returns whether something was mounted.
+/// Takes down pgthaw's own mounts at `path` or below, without waiting for anybody who uses them; requests that wait for
+/// a daemon's answer end with an error first. Returns whether something was mounted.
 ///
 /// # Errors
-/// Something stays mounted.
+/// Something stays mounted, or is not pgthaw's.
 pub fn unmount_all(path: &Path) -> io::Result<bool> {
     let mut was_mounted = false;
     for _ in 0..HIGHEST_STACK {
         let mounts = at_or_below(path)?;
         let Some(top) = mounts.last() else { return Ok(was_mounted) };
-        was_mounted = true;
-        for mount in mounts.iter().filter(|mount| mount.is_fuse()) {
-            abort(mount);
+        if top.kind != OWN_TYPE {
+            let (mountpoint, kind) = (top.mountpoint.display(), &top.kind);
+            let text =
+                format!("leave `{mountpoint}` alone: its file system, {kind}, is not pgthaw's");
+            return Err(io::Error::other(text));
         }
+        was_mounted = true;
+        abort(top);
         if let Err(error) = unmount(&top.mountpoint)
             && at_or_below(path)?.len() >= mounts.len()
         {
@@ -81,32 +76,13 @@ fn abort(mount: &Mount) {
     }
 }
 
-/// Unmounts lazily: at once out of sight, in truth when nobody uses it any more.
+/// Unmounts by force, and lazily: at once out of sight, in truth when nobody uses it any more.
 fn unmount(mountpoint: &Path) -> io::Result<()> {
     let flags = UnmountFlags::DETACH | UnmountFlags::FORCE | UnmountFlags::NOFOLLOW;
     match rustix::mount::unmount(mountpoint, flags) {
-        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()), // the latter two: not mounted any more
-        Err(Errno::PERM) => fusermount(mountpoint),
-        Err(errno) => Err(errno.into()),
+        Err(Errno::PERM) => pgthaw_mountfs::unmount(mountpoint, true), // an ordinary user's, without force
+        other => Ok(other?),
     }
-}
-
-/// Lets `fusermount3` unmount what an ordinary user mounted.
-fn fusermount(mountpoint: &Path) -> io::Result<()> {
-    let mut command = Command::new("fusermount3");
-    command.args(["-u", "-z", "-q", "--"]).arg(mountpoint);
-    let mut child =
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-    let deadline = Instant::now() + FUSERMOUNT_LIMIT;
-    while Instant::now() < deadline {
-        match child.try_wait()? {
-            Some(status) if status.success() => return Ok(()),
-            Some(status) => return Err(io::Error::other(format!("`fusermount3 -u`: {status}"))),
-            None => std::thread::sleep(Duration::from_millis(5)),
-        }
-    }
-    child.kill()?; // not waited for: it may hang in the kernel
-    Err(io::Error::new(io::ErrorKind::TimedOut, "`fusermount3 -u` does not end"))
 }
 
 /// Resolves links above `path`, but leaves alone its last part, which may be a mount that does not answer.
@@ -212,8 +188,6 @@ mod tests {
         let points: Vec<_> = mounts.iter().map(|m| m.mountpoint.to_str().unwrap()).collect();
         assert_eq!(points, ["/", "/run/media/pgthaw/a", "/with blank\\"]);
         assert_eq!((mounts[1].device_minor, mounts[1].kind.as_str()), (57, "fuse.pgthaw"));
-        let fuse: Vec<bool> = mounts.iter().map(Mount::is_fuse).collect();
-        assert_eq!(fuse, [false, true, true]);
     }
 
     #[test]

@@ -52,6 +52,14 @@ pub fn create_private_directory(
     create().map_err(|error| named("make the private directory", path, error))
 }
 
+/// Tells whether [`create_private_directory`] would trust the directories above `path`; nothing is made.
+///
+/// # Errors
+/// As there, also when a directory above `path` is missing.
+pub fn check_parent(path: &Path, owner: Option<Owner>) -> io::Result<()> {
+    open_trusted_parent(path, owner).map(|_| ())
+}
+
 /// Turns the fresh directory `name` into a private one.
 fn finish(
     parent: &OwnedFd,
