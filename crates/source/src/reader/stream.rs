@@ -7,7 +7,9 @@ use std::sync::atomic::Ordering;
 use super::cursor::{Cursor, StoredRange};
 use super::error::{Place, ReadError};
 use super::progress::{Chunk, Progress};
-use super::{CHUNK, CHUNK_OVERHEAD, Reader, STRIDE, State, chunks_of, copy_part, lock};
+use super::{
+    CHUNK, CHUNK_OVERHEAD, Reader, SEQUENTIAL_GAP, STRIDE, State, chunks_of, copy_part, lock,
+};
 use crate::codec::Decoder;
 use crate::map::{Codec, Content};
 
@@ -61,13 +63,24 @@ impl Reader {
     ) -> Result<(), ReadError> {
         let map = &self.files[file];
         let Content::Stored { object, offset: start, .. } = map.content else { return Ok(()) };
-        let read = self.store.read_exact_at(object, start + offset, buf);
-        read.map_err(|err| ReadError::stored(Place::of(map), err))?;
-        self.counters.stored_bytes_read.add(buf.len() as u64);
+        let fetch = |offset: u64, buf: &mut [u8]| {
+            let read = self.store.read_exact_at(object, start + offset, buf);
+            read.map_err(|err| ReadError::stored(Place::of(map), err))?;
+            self.counters.stored_bytes_read.add(buf.len() as u64);
+            Ok(())
+        };
+        fetch(offset, buf)?;
         if state.is_whole() {
             return Ok(());
         }
         let mut progress = lock(&state.progress);
+        let gap = offset.saturating_sub(progress.position());
+        if gap > 0 && gap <= state.sequence.load(Ordering::Relaxed).min(SEQUENTIAL_GAP) {
+            // Sequential reads that came in another order: the digest needs what another thread reads just now.
+            let mut skipped = vec![0; gap as usize];
+            fetch(offset - gap, &mut skipped)?;
+            progress.take_at(offset - gap, &skipped);
+        }
         progress.take_at(offset, buf);
         let result = self.compare_at_end(file, state, &mut progress);
         result.inspect_err(|err| self.fail(file, state, &progress, err))

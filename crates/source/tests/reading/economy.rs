@@ -237,3 +237,29 @@ fn a_stalled_file_does_not_block_others_nor_the_cache() {
         waiting.join().unwrap().unwrap();
     });
 }
+
+#[test]
+fn uncompressed_reads_that_come_out_of_order_still_reach_the_digest() {
+    let size = 4 << 20;
+    let (sequential, store) = reader(&[Stored::new(Codec::None, content(size, 40))], 0);
+    let mut buf = vec![0; 128 << 10];
+    for pair in (0..size as u64).step_by(256 << 10).skip(1) {
+        sequential.read_at(0, pair - (256 << 10), &mut buf).unwrap(); // two parts, the second one first
+        sequential.read_at(0, pair + (128 << 10), &mut buf).unwrap();
+        sequential.read_at(0, pair - (128 << 10), &mut buf).unwrap();
+        sequential.read_at(0, pair, &mut buf).unwrap();
+    }
+    assert_eq!(sequential.coverage(0), Coverage::WholeVerified);
+    assert!(store.bytes_read() < 4 * size as u64);
+
+    let (scattered, store) = reader(&[Stored::new(Codec::None, content(size, 40))], 0);
+    for step in 1..100 {
+        scattered.read_at(0, (step * 5 % 97) * 40_000, &mut [0; 8192]).unwrap();
+    }
+    assert_eq!(scattered.coverage(0), Coverage::Partly);
+    assert!(
+        store.bytes_read() < 100 * 8192 + MIB,
+        "scattered reads cost {} bytes",
+        store.bytes_read()
+    );
+}
