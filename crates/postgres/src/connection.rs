@@ -1,0 +1,161 @@
+//! Connections to an instance over its Unix socket.
+//!
+//! A role's or database's own settings beat the server's configuration and command line; what a client
+//! sends when it connects beats them. So every connection, pg_dump's too, sends [`session_options`].
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use tokio_postgres::{Client, NoTls};
+
+use crate::version::Major;
+
+/// What each connection sets for itself: name, value, first major that knows it.
+const SESSION: [(&str, &str, u32); 16] = [
+    ("session_preload_libraries", "", 0),
+    ("local_preload_libraries", "", 0),
+    ("zero_damaged_pages", "off", 0),
+    ("ignore_checksum_failure", "off", 0),
+    ("ignore_system_indexes", "off", 0),
+    ("default_transaction_read_only", "off", 0),
+    ("role", "none", 0),
+    ("row_security", "off", 0),
+    ("statement_timeout", "0", 0),
+    ("lock_timeout", "0", 0),
+    ("idle_in_transaction_session_timeout", "0", 0),
+    ("search_path", "", 0),
+    ("log_statement", "none", 0),
+    ("idle_session_timeout", "0", 14),
+    ("transaction_timeout", "0", 17),
+    ("event_triggers", "off", 17),
+];
+
+/// Returns what goes into `PGOPTIONS` and into our own connections' `options`.
+pub fn session_options(major: Major) -> String {
+    let known = SESSION.iter().filter(|(_, _, since)| *since <= major.number());
+    known.map(|(name, value, _)| format!("-c {name}={value}")).collect::<Vec<_>>().join(" ")
+}
+
+/// Where an instance answers, and as whom.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// The directory of the socket.
+    pub socket_directory: PathBuf,
+    /// The number in the socket's name.
+    pub port: u16,
+    /// The role.
+    pub user: String,
+    /// The server's major version.
+    pub major: Major,
+}
+
+/// A connection or a query that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{purpose}: {}", words(source))]
+pub struct SqlError {
+    /// What was asked for: "list the databases".
+    pub purpose: String,
+    /// The server's or the client's error.
+    pub source: tokio_postgres::Error,
+}
+
+impl SqlError {
+    /// Returns the server's SQLSTATE, if the server answered at all.
+    pub fn code(&self) -> Option<&str> {
+        self.source.as_db_error().map(|error| error.code().code())
+    }
+}
+
+/// Returns the server's own words, or else the client's with their cause.
+fn words(error: &tokio_postgres::Error) -> String {
+    use std::error::Error;
+    match (error.as_db_error(), error.source()) {
+        (Some(server), _) => match server.detail() {
+            Some(detail) => format!("{}: {} ({detail})", server.severity(), server.message()),
+            None => format!("{}: {}", server.severity(), server.message()),
+        },
+        (None, Some(source)) => format!("{error}: {source}"),
+        (None, None) => error.to_string(),
+    }
+}
+
+/// Turns a client error into a [`SqlError`] with the query's purpose.
+pub(crate) fn failed(purpose: impl Into<String>) -> impl FnOnce(tokio_postgres::Error) -> SqlError {
+    move |source| SqlError { purpose: purpose.into(), source }
+}
+
+impl Endpoint {
+    /// Connects to a database. The connection ends when the client is dropped.
+    ///
+    /// # Errors
+    /// [`SqlError`] if there is no server or it refuses.
+    pub async fn connect(&self, database: &str) -> Result<Client, SqlError> {
+        let mut config = tokio_postgres::Config::new();
+        config
+            .host_path(&self.socket_directory)
+            .port(self.port)
+            .user(&self.user)
+            .dbname(database)
+            .application_name("pgthaw")
+            .options(session_options(self.major));
+        let purpose = format!("connect to the database \"{database}\" as \"{}\"", self.user);
+        let (client, connection) = config.connect(NoTls).await.map_err(failed(purpose))?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!("a connection to the instance ended: {error}");
+            }
+        });
+        Ok(client)
+    }
+
+    /// Returns a connection string for PostgreSQL's own programs, such as pg_dump's `--dbname`.
+    ///
+    /// Every value is quoted, so no name can be taken for an option or another parameter.
+    pub fn connection_string(&self, database: &str) -> String {
+        let directory = self.socket_directory.display().to_string();
+        format!(
+            "host={} port={} user={} dbname={}",
+            quoted(&directory),
+            self.port,
+            quoted(&self.user),
+            quoted(database)
+        )
+    }
+}
+
+/// Quotes a value of a connection string (PostgreSQL manual, "Keyword/Value Connection Strings").
+fn quoted(value: &str) -> String {
+    format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_major_gets_the_options_it_knows() {
+        for (major, without, with) in [
+            (12, "idle_session_timeout", "row_security=off"),
+            (14, "event_triggers", "idle_session_timeout=0"),
+            (16, "transaction_timeout", "role=none"),
+            (17, "nothing", "event_triggers=off"),
+        ] {
+            let options = session_options(Major::try_from(major).unwrap());
+            assert!(!options.contains(without), "{major}: {options}");
+            assert!(options.contains(with), "{major}: {options}");
+            assert!(options.contains("-c session_preload_libraries= -c"), "{options}");
+        }
+    }
+
+    #[test]
+    fn a_connection_string_holds_any_name() {
+        let endpoint = Endpoint {
+            socket_directory: "/a b/c'd".into(),
+            port: 5432,
+            user: "o'\\x".into(),
+            major: Major::OLDEST,
+        };
+        let text = endpoint.connection_string("--host=evil user=x");
+        assert_eq!(text, r"host='/a b/c\'d' port=5432 user='o\'\\x' dbname='--host=evil user=x'");
+    }
+}

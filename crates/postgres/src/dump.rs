@@ -1,0 +1,292 @@
+//! Runs pg_dump: its start, what it says while it works, its end.
+//!
+//! [`Dump::start`], then [`Dump::wait`] or [`Dump::stop`]. Nothing of a database is final before its pg_dump
+//! has exited with 0. The command line is made in [`crate::dump_arguments`].
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::unix::pipe::Receiver;
+use tokio::task::JoinHandle;
+
+use crate::binaries::Binaries;
+use crate::connection::{Endpoint, session_options};
+pub use crate::dump_arguments::{ArgumentError, arguments, validate_user_arguments};
+use crate::instance::clean_environment;
+use crate::os_user::OsUser;
+use crate::process::{self, Child, ProcessId};
+
+/// How long pg_dump may take to end after SIGTERM, and again after SIGKILL.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// As many of pg_dump's last own messages are kept.
+const KEPT: usize = 20;
+/// Longer lines of pg_dump are cut; a query in an error message may be long.
+const LINE_LIMIT: usize = 64 << 10;
+
+/// What to dump, and how.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DumpPlan {
+    /// The programs of the cluster's major version.
+    pub binaries: Binaries,
+    /// The instance, as a superuser.
+    pub endpoint: Endpoint,
+    /// The database.
+    pub database: String,
+    /// The directory pg_dump makes; nothing may be there yet.
+    pub output: PathBuf,
+    /// How many workers (`-j`).
+    pub jobs: u32,
+    /// The value of `-Z`; `None` for pg_dump's default.
+    pub compress: Option<String>,
+    /// The database's own encoding ([`crate::inspect::Database::encoding`]): a role's or database's
+    /// `client_encoding` then has no say. The user's `--encoding` wins.
+    pub encoding: Option<String>,
+    /// The user's own arguments.
+    pub arguments: Vec<String>,
+    /// Who runs pg_dump; `None` for ourselves.
+    pub os_user: Option<OsUser>,
+    /// How long to wait for a table's lock.
+    pub lock_wait_timeout: Duration,
+    /// The session's marker, for the environment.
+    pub marker: String,
+}
+
+/// Why a dump was not begun or cannot be followed.
+#[derive(Debug, thiserror::Error)]
+pub enum DumpError {
+    /// The plan's arguments.
+    #[error(transparent)]
+    Arguments(#[from] ArgumentError),
+    /// Something is where the dump should go.
+    #[error("`{0}` exists already")]
+    OutputExists(PathBuf),
+    /// pg_dump could not be run.
+    #[error("start `{program}`")]
+    Spawn {
+        /// The program.
+        program: PathBuf,
+        /// What failed.
+        source: io::Error,
+    },
+    /// The kernel does not tell about the process.
+    #[error("wait for pg_dump, process {pid}")]
+    Wait {
+        /// Its number.
+        pid: u32,
+        /// What failed.
+        source: io::Error,
+    },
+    /// Not even SIGKILL ended it.
+    #[error("pg_dump, process {pid}, does not end; it waits inside the kernel")]
+    DoesNotEnd {
+        /// Its number.
+        pid: u32,
+    },
+}
+
+/// Something pg_dump said.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum DumpEvent {
+    /// It begins with the rows of a table, named as pg_dump names it.
+    TableBegun {
+        /// `schema.table`
+        table: String,
+    },
+    /// A worker has finished an item (only with two jobs or more).
+    ItemFinished {
+        /// pg_dump's word for it: `TABLE DATA`, `BLOBS`, …
+        what: String,
+        /// Its name, without the schema.
+        name: String,
+    },
+    /// A warning or an error, to be shown as it is.
+    Message {
+        /// The line.
+        text: String,
+    },
+    /// What else it tells because of `--verbose`.
+    Note {
+        /// The line, without the program's name.
+        text: String,
+    },
+}
+
+/// Descriptions of archive entries that a "finished item" line may name (`pg_backup_archiver.c`).
+const ITEMS: [&str; 8] = [
+    "TABLE DATA",
+    "BLOBS",
+    "LARGE OBJECTS",
+    "BLOB METADATA",
+    "SEQUENCE SET",
+    "MATERIALIZED VIEW DATA",
+    "STATISTICS DATA",
+    "LARGE OBJECT",
+];
+
+/// Reads a line of pg_dump's standard error; wording of 12 to 18.
+pub fn parse_line(line: &str) -> DumpEvent {
+    let text = line.strip_prefix("pg_dump: ").unwrap_or(line);
+    let own = text.len() != line.len();
+    if !own
+        || ["error: ", "warning: ", "detail: ", "hint: ", "fatal: "]
+            .iter()
+            .any(|word| text.starts_with(word))
+    {
+        return DumpEvent::Message { text: line.into() };
+    }
+    if let Some(rest) = text.strip_prefix("dumping contents of table ") {
+        let name = rest.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(rest);
+        return DumpEvent::TableBegun { table: name.into() };
+    }
+    if let Some((number, rest)) =
+        text.strip_prefix("finished item ").and_then(|rest| rest.split_once(' '))
+        && number.bytes().all(|byte| byte.is_ascii_digit())
+        && let Some(what) = ITEMS.iter().find(|what| rest.starts_with(**what))
+    {
+        let name = rest[what.len()..].trim_start();
+        return DumpEvent::ItemFinished { what: (*what).into(), name: name.into() };
+    }
+    DumpEvent::Note { text: text.into() }
+}
+
+/// How a dump ended.
+#[derive(Clone, Debug)]
+pub struct DumpEnd {
+    /// Its exit status; the dump is whole only with 0.
+    pub status: ExitStatus,
+    /// Its last warnings and errors.
+    pub messages: Vec<String>,
+}
+
+/// A running pg_dump with its workers, which share its process group. Dropping it ends them.
+#[derive(Debug)]
+pub struct Dump {
+    child: Child,
+    reader: Option<JoinHandle<VecDeque<String>>>,
+    ended: Option<DumpEnd>,
+}
+
+impl Dump {
+    /// Starts pg_dump; `on_event` is called with everything it says. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// [`DumpError`] if the arguments are wrong, the output exists or the program cannot be run.
+    pub fn start(
+        plan: &DumpPlan,
+        on_event: impl FnMut(DumpEvent) + Send + 'static,
+    ) -> Result<Self, DumpError> {
+        let arguments = arguments(plan)?;
+        if plan.output.symlink_metadata().is_ok() {
+            return Err(DumpError::OutputExists(plan.output.clone()));
+        }
+        let program = plan.binaries.pg_dump.clone();
+        let failed = |source| DumpError::Spawn { program: program.clone(), source };
+        let mut command = Command::new(&plan.binaries.pg_dump);
+        clean_environment(&mut command, &plan.marker);
+        command.env("PGOPTIONS", session_options(plan.endpoint.major));
+        command.args(arguments).current_dir("/");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        if let Some(user) = &plan.os_user {
+            user.run_as(&mut command);
+        }
+        let mut child = process::spawn(command, Signal::KILL).map_err(failed)?;
+        let errors = match child.take_stderr() {
+            Ok(errors) => errors,
+            Err(source) => {
+                child.signal_group(Signal::KILL);
+                return Err(failed(source));
+            }
+        };
+        let reader = Some(tokio::spawn(read_lines(errors, on_event)));
+        Ok(Self { child, reader, ended: None })
+    }
+
+    /// Returns pg_dump's leader.
+    pub fn id(&self) -> ProcessId {
+        self.child.id()
+    }
+
+    /// Waits until pg_dump ends and all it said was told. May be dropped and called again.
+    ///
+    /// # Errors
+    /// [`DumpError::Wait`] if the kernel does not tell.
+    pub async fn wait(&mut self) -> Result<DumpEnd, DumpError> {
+        if let Some(end) = &self.ended {
+            return Ok(end.clone());
+        }
+        let pid = self.child.id().pid;
+        let waiting = |source| DumpError::Wait { pid, source };
+        self.child.ended().await.map_err(waiting)?;
+        // the leader is gone: workers that outlived it would keep the pipe open
+        self.child.signal_group(Signal::KILL);
+        let messages = match &mut self.reader {
+            Some(reader) => reader.await.unwrap_or_default(),
+            None => VecDeque::new(),
+        };
+        self.reader = None;
+        let status = self.child.wait().await.map_err(waiting)?;
+        let end = DumpEnd { status, messages: messages.into() };
+        self.ended = Some(end.clone());
+        Ok(end)
+    }
+
+    /// Ends pg_dump and its workers: SIGTERM, then SIGKILL. Safe to repeat.
+    ///
+    /// # Errors
+    /// [`DumpError::DoesNotEnd`] if it waits inside the kernel.
+    pub async fn stop(&mut self) -> Result<DumpEnd, DumpError> {
+        for signal in [Signal::TERM, Signal::KILL] {
+            if self.ended.is_none() {
+                self.child.signal_group(signal);
+            }
+            if let Ok(end) = tokio::time::timeout(STOP_LIMIT, self.wait()).await {
+                return end;
+            }
+        }
+        Err(DumpError::DoesNotEnd { pid: self.child.id().pid })
+    }
+}
+
+impl Drop for Dump {
+    /// Ends pg_dump and its workers at once, never with a wait without end.
+    fn drop(&mut self) {
+        if self.ended.is_some() {
+            return;
+        }
+        self.child.signal_group(Signal::KILL);
+        if self.child.wait_blocking(STOP_LIMIT).is_none() {
+            tracing::error!("pg_dump, process group {}, does not end", self.child.id().pid);
+        }
+    }
+}
+
+/// Tells every line; returns the last messages.
+async fn read_lines(
+    errors: Receiver,
+    mut on_event: impl FnMut(DumpEvent) + Send,
+) -> VecDeque<String> {
+    let mut messages = VecDeque::new();
+    let mut lines = BufReader::new(errors);
+    let mut bytes = Vec::new();
+    while matches!(lines.read_until(b'\n', &mut bytes).await, Ok(count) if count > 0) {
+        bytes.truncate(LINE_LIMIT);
+        let line = String::from_utf8_lossy(&bytes).trim_end().to_owned();
+        bytes.clear();
+        let event = parse_line(&line);
+        if let DumpEvent::Message { text } = &event {
+            messages.push_back(text.clone());
+            if messages.len() > KEPT {
+                messages.pop_front();
+            }
+        }
+        on_event(event);
+    }
+    messages
+}

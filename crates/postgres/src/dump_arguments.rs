@@ -1,0 +1,295 @@
+//! pg_dump's command line: what we put there, and what a user may add (`-- PG_DUMP_ARG…`).
+//!
+//! [`arguments`] is pure. [`validate_user_arguments`] reads the user's part as `getopt_long` does
+//! (abbreviated long options, clustered short ones, separate values) and refuses what would change where
+//! the dump goes, its format or the connection.
+
+use std::ffi::OsString;
+
+use crate::dump::DumpPlan;
+use crate::version::Major;
+
+/// An argument or a compression that cannot be passed on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ArgumentError {
+    /// pgthaw decides about that itself.
+    #[error("pg_dump's option {option} cannot be passed on: {why}")]
+    Refused {
+        /// The option, in full.
+        option: String,
+        /// Why, or what to use instead.
+        why: &'static str,
+    },
+    /// Not an option of pg_dump.
+    #[error("`{0}` is no option of pg_dump")]
+    Unknown(String),
+    /// An abbreviation of several options.
+    #[error("`{given}` may stand for several options of pg_dump: {}", candidates.join(", "))]
+    Ambiguous {
+        /// What was given.
+        given: String,
+        /// What it may stand for.
+        candidates: Vec<String>,
+    },
+    /// An option that takes a value stands last.
+    #[error("pg_dump's option {0} needs a value")]
+    NoValue(String),
+    /// An option that takes no value got one.
+    #[error("pg_dump's option {0} takes no value")]
+    UnwantedValue(String),
+    /// A word that belongs to no option: pg_dump would take it for a database.
+    #[error("`{0}` belongs to no option; databases are chosen with -d")]
+    Positional(String),
+    /// A compression that this pg_dump does not know.
+    #[error(
+        "pg_dump {major} cannot compress with `{value}`: it knows gzip only (`gzip:LEVEL`, 0 to 9, `none`)"
+    )]
+    OldCompression {
+        /// The value of `-Z`.
+        value: String,
+        /// The program's version.
+        major: Major,
+    },
+    /// No compression at all.
+    #[error("`{0}` is no compression: METHOD[:LEVEL] with gzip, lz4, zstd or none, or 0 to 9")]
+    BadCompression(String),
+}
+
+impl ArgumentError {
+    /// Returns what the operator can do about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::OldCompression { .. } => {
+                Some("lz4 and zstd need pg_dump 16 or newer; compress the delivered files yourself")
+            }
+            Self::Unknown(_) => Some("see `pg_dump --help` of the backup's major version"),
+            _ => None,
+        }
+    }
+}
+
+/// What to do with an option of pg_dump.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rule {
+    Allow,
+    Refuse(&'static str),
+}
+
+use Rule::{Allow, Refuse};
+
+const OUTPUT: Rule = Refuse("pgthaw decides where the dump goes (--to, --dump-dir)");
+const FORMAT: Rule = Refuse("pgthaw always dumps in the directory format");
+const CONNECTION: Rule = Refuse("pgthaw connects to its own instance");
+const JOBS: Rule = Refuse("use pgthaw's own -j");
+const COMPRESS: Rule = Refuse("use pgthaw's own -Z");
+const NO_DUMP: Rule = Refuse("it ends pg_dump without a dump");
+const LOCKS: Rule = Refuse("pgthaw sets it itself");
+const UPGRADE: Rule = Refuse("its output is for pg_upgrade only");
+const SNAPSHOT: Rule = Refuse("the instance has no snapshots of others");
+const PLAIN: Rule = Refuse("it is for the plain format only");
+
+/// An option: its long name, its letter, whether it takes a value, what to do with it.
+struct Known(&'static str, Option<char>, bool, Rule);
+
+/// Every option of pg_dump 12 to 18, the undocumented ones too.
+#[rustfmt::skip]
+const OPTIONS: &[Known] = &[
+    Known("file", Some('f'), true, OUTPUT),
+    Known("format", Some('F'), true, FORMAT),
+    Known("jobs", Some('j'), true, JOBS),
+    Known("verbose", Some('v'), false, Allow),
+    Known("version", Some('V'), false, NO_DUMP),
+    Known("compress", Some('Z'), true, COMPRESS),
+    Known("lock-wait-timeout", None, true, LOCKS),
+    Known("no-sync", None, false, Allow),
+    Known("sync-method", None, true, Allow),
+    Known("help", Some('?'), false, NO_DUMP),
+    Known("data-only", Some('a'), false, Allow),
+    Known("large-objects", Some('b'), false, Allow),
+    Known("blobs", None, false, Allow),
+    Known("no-large-objects", Some('B'), false, Allow),
+    Known("no-blobs", None, false, Allow),
+    Known("clean", Some('c'), false, Allow),
+    Known("create", Some('C'), false, Allow),
+    Known("extension", Some('e'), true, Allow),
+    Known("encoding", Some('E'), true, Allow),
+    Known("schema", Some('n'), true, Allow),
+    Known("exclude-schema", Some('N'), true, Allow),
+    Known("no-owner", Some('O'), false, Allow),
+    Known("no-reconnect", Some('R'), false, Allow),
+    Known("schema-only", Some('s'), false, Allow),
+    Known("superuser", Some('S'), true, Allow),
+    Known("table", Some('t'), true, Allow),
+    Known("exclude-table", Some('T'), true, Allow),
+    Known("no-privileges", Some('x'), false, Allow),
+    Known("no-acl", None, false, Allow),
+    Known("binary-upgrade", None, false, UPGRADE),
+    Known("attribute-inserts", None, false, Allow),
+    Known("column-inserts", None, false, Allow),
+    Known("disable-dollar-quoting", None, false, Allow),
+    Known("disable-triggers", None, false, Allow),
+    Known("enable-row-security", None, false, Allow),
+    Known("exclude-extension", None, true, Allow),
+    Known("exclude-table-and-children", None, true, Allow),
+    Known("exclude-table-data", None, true, Allow),
+    Known("exclude-table-data-and-children", None, true, Allow),
+    Known("extra-float-digits", None, true, Allow),
+    Known("filter", None, true, Allow),
+    Known("if-exists", None, false, Allow),
+    Known("include-foreign-data", None, true, Allow),
+    Known("inserts", None, false, Allow),
+    Known("load-via-partition-root", None, false, Allow),
+    Known("no-comments", None, false, Allow),
+    Known("no-data", None, false, Allow),
+    Known("no-policies", None, false, Allow),
+    Known("no-publications", None, false, Allow),
+    Known("no-schema", None, false, Allow),
+    Known("no-security-labels", None, false, Allow),
+    Known("no-statistics", None, false, Allow),
+    Known("no-subscriptions", None, false, Allow),
+    Known("no-synchronized-snapshots", None, false, SNAPSHOT),
+    Known("no-table-access-method", None, false, Allow),
+    Known("no-tablespaces", None, false, Allow),
+    Known("no-toast-compression", None, false, Allow),
+    Known("no-unlogged-table-data", None, false, Allow),
+    Known("on-conflict-do-nothing", None, false, Allow),
+    Known("quote-all-identifiers", None, false, Allow),
+    Known("restrict-key", None, true, PLAIN),
+    Known("rows-per-insert", None, true, Allow),
+    Known("section", None, true, Allow),
+    Known("sequence-data", None, false, Allow),
+    Known("serializable-deferrable", None, false, Allow),
+    Known("snapshot", None, true, SNAPSHOT),
+    Known("statistics", None, false, Allow),
+    Known("statistics-only", None, false, Allow),
+    Known("strict-names", None, false, Allow),
+    Known("table-and-children", None, true, Allow),
+    Known("use-set-session-authorization", None, false, Allow),
+    Known("with-statistics", None, false, Allow),
+    Known("dbname", Some('d'), true, Refuse("databases are chosen with pgthaw's own -d")),
+    Known("host", Some('h'), true, CONNECTION),
+    Known("port", Some('p'), true, CONNECTION),
+    Known("username", Some('U'), true, CONNECTION),
+    Known("no-password", Some('w'), false, CONNECTION),
+    Known("password", Some('W'), false, CONNECTION),
+    Known("role", None, true, Allow),
+];
+
+/// Checks what a user wants to pass on to pg_dump.
+///
+/// # Errors
+/// [`ArgumentError`] names the first argument that cannot be passed on.
+pub fn validate_user_arguments(arguments: &[String]) -> Result<(), ArgumentError> {
+    let mut words = arguments.iter();
+    while let Some(word) = words.next() {
+        if word == "--" || word == "-" || !word.starts_with('-') {
+            return Err(ArgumentError::Positional(word.clone()));
+        }
+        let takes_next = match word.strip_prefix("--") {
+            Some(long) => long_option(long)?,
+            None => short_options(&word[1..])?,
+        };
+        if let Some(option) = takes_next
+            && words.next().is_none()
+        {
+            return Err(ArgumentError::NoValue(option));
+        }
+    }
+    Ok(())
+}
+
+/// Checks `name` or `name=value`; returns the option if the next word is its value.
+fn long_option(text: &str) -> Result<Option<String>, ArgumentError> {
+    let (name, value) = match text.split_once('=') {
+        Some((name, value)) => (name, Some(value)),
+        None => (text, None),
+    };
+    let exact = OPTIONS.iter().find(|known| known.0 == name);
+    let beginning: Vec<&Known> = OPTIONS.iter().filter(|known| known.0.starts_with(name)).collect();
+    let known = match (exact, beginning.as_slice()) {
+        (Some(known), _) => known,
+        (None, [known]) => known,
+        (None, []) => return Err(ArgumentError::Unknown(format!("--{name}"))),
+        (None, several) => {
+            let candidates = several.iter().map(|known| format!("--{}", known.0)).collect();
+            return Err(ArgumentError::Ambiguous { given: format!("--{name}"), candidates });
+        }
+    };
+    let option = format!("--{}", known.0);
+    match (known.3, known.2, value) {
+        (Refuse(why), ..) => Err(ArgumentError::Refused { option, why }),
+        (Allow, false, Some(_)) => Err(ArgumentError::UnwantedValue(option)),
+        (Allow, true, None) => Ok(Some(option)),
+        (Allow, ..) => Ok(None),
+    }
+}
+
+/// Checks the letters behind one `-`; returns the option if the next word is its value.
+fn short_options(letters: &str) -> Result<Option<String>, ArgumentError> {
+    let mut rest = letters.chars();
+    while let Some(letter) = rest.next() {
+        let option = format!("-{letter}");
+        let known = OPTIONS.iter().find(|known| known.1 == Some(letter));
+        match known.map(|known| (known.3, known.2)) {
+            None => return Err(ArgumentError::Unknown(option)),
+            Some((Refuse(why), _)) => return Err(ArgumentError::Refused { option, why }),
+            Some((Allow, true)) => return Ok(rest.as_str().is_empty().then_some(option)),
+            Some((Allow, false)) => {}
+        }
+    }
+    Ok(None)
+}
+
+/// Returns pg_dump's arguments.
+///
+/// # Errors
+/// [`ArgumentError`] if the user's part or the compression cannot be passed on.
+pub fn arguments(plan: &DumpPlan) -> Result<Vec<OsString>, ArgumentError> {
+    validate_user_arguments(&plan.arguments)?;
+    let mut arguments: Vec<OsString> = vec!["--format=directory".into()];
+    let mut output = OsString::from("--file=");
+    output.push(&plan.output);
+    arguments.push(output);
+    arguments.push(format!("--jobs={}", plan.jobs.max(1)).into());
+    arguments.extend(["--no-sync".into(), "--verbose".into(), "--no-password".into()]);
+    let milliseconds = plan.lock_wait_timeout.as_millis().clamp(1, i32::MAX as u128);
+    arguments.push(format!("--lock-wait-timeout={milliseconds}").into());
+    if let Some(value) = &plan.compress {
+        let value = compression(value, plan.binaries.major)?;
+        arguments.push(format!("--compress={value}").into());
+    }
+    if let Some(encoding) = &plan.encoding {
+        arguments.push(format!("--encoding={encoding}").into());
+    }
+    arguments.extend(plan.arguments.iter().map(OsString::from)); // a later --encoding wins
+    let connection = plan.endpoint.connection_string(&plan.database);
+    arguments.push(format!("--dbname={connection}").into());
+    Ok(arguments)
+}
+
+/// Returns the value of `-Z` as this major's pg_dump takes it.
+fn compression(value: &str, major: Major) -> Result<String, ArgumentError> {
+    let bad = || ArgumentError::BadCompression(value.into());
+    let (method, detail) = match value.split_once(':') {
+        Some((method, detail)) => (method, Some(detail)),
+        None => (value, None),
+    };
+    let level = |text: &str| text.parse::<u8>().ok().filter(|level| *level <= 9).ok_or_else(bad);
+    if method.bytes().all(|byte| byte.is_ascii_digit()) && detail.is_none() {
+        return level(method).map(|level| level.to_string());
+    }
+    if !["none", "gzip", "lz4", "zstd"].contains(&method) || detail == Some("") {
+        return Err(bad());
+    }
+    if major.number() >= 16 {
+        return Ok(value.into());
+    }
+    match (method, detail) {
+        ("none", None) => Ok("0".into()),
+        ("gzip", None) => Ok("6".into()),
+        ("gzip", Some(detail)) => {
+            level(detail.strip_prefix("level=").unwrap_or(detail)).map(|level| level.to_string())
+        }
+        _ => Err(ArgumentError::OldCompression { value: value.into(), major }),
+    }
+}

@@ -1,0 +1,612 @@
+//! A running PostgreSQL server on a mounted cluster: its files, its start, its end.
+//!
+//! Owns the private directory's configuration, the server process and what it may leave behind. The
+//! cluster's own directory lies on a mount: no code here looks into it, only the server does.
+//! [`Instance::start`], [`Instance::wait_ready`], [`Instance::stop`].
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{OpenOptionsExt, fchown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::connection::{Endpoint, SqlError};
+use crate::isolation::{Entry, Isolation, isolation_possible};
+use crate::log::{Failure, LogError, RecoveryEnd, explain_failure, recovery_end};
+use crate::process::{self, Child, ProcessId};
+pub use crate::settings::{InstancePlan, PORT, Preload, Recovery, locks_per_transaction, settings};
+use crate::shared_memory;
+
+/// How long a fast shutdown may take: it writes a checkpoint into the write layer.
+const FAST_LIMIT: Duration = Duration::from_secs(60);
+/// How long an immediate shutdown may take; the server itself kills its children after 5 s.
+const IMMEDIATE_LIMIT: Duration = Duration::from_secs(10);
+/// How long a killed process may take; longer waits are inside the kernel.
+const KILL_LIMIT: Duration = Duration::from_secs(5);
+/// How often a start is looked at.
+const POLL: Duration = Duration::from_millis(50);
+
+/// Why an instance does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum InstanceError {
+    /// The plan cannot be carried out.
+    #[error("this instance cannot be started: {0}")]
+    Plan(String),
+    /// A file of the instance's directory.
+    #[error("write `{path}`")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What failed.
+        source: io::Error,
+    },
+    /// The server could not be run at all.
+    #[error("start `{program}`")]
+    Spawn {
+        /// The program.
+        program: PathBuf,
+        /// What failed.
+        source: io::Error,
+    },
+    /// The server ended.
+    #[error("PostgreSQL ended ({status}): {failure}")]
+    Ended {
+        /// How it ended.
+        status: ExitStatus,
+        /// What it said.
+        failure: Box<Failure>,
+    },
+    /// The kernel does not tell about the process.
+    #[error("wait for the server process {pid}")]
+    Wait {
+        /// Its number.
+        pid: u32,
+        /// What failed.
+        source: io::Error,
+    },
+    /// Not even SIGKILL ended it.
+    #[error(
+        "the server process {pid} does not end; it waits inside the kernel, perhaps for its mount"
+    )]
+    DoesNotEnd {
+        /// Its number.
+        pid: u32,
+    },
+    /// The log does not tell where recovery ended.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// A query at the start.
+    #[error(transparent)]
+    Sql(#[from] SqlError),
+}
+
+impl InstanceError {
+    /// Returns what the operator can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Ended { failure, .. } => failure.hint.clone(),
+            Self::Spawn { .. } => {
+                Some("see whether --os-user may run the programs of --pg-bin".into())
+            }
+            Self::File { .. } => Some("see whether --work-dir is writable and has room".into()),
+            Self::DoesNotEnd { .. } => Some("end the mount first; the process ends then".into()),
+            Self::Log(error) => Some(error.hint().into()),
+            Self::Plan(_) | Self::Wait { .. } | Self::Sql(_) => None,
+        }
+    }
+}
+
+/// How far a start has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// The server has begun; replay has not.
+    Starting,
+    /// WAL is replayed.
+    Recovering {
+        /// The segment that is replayed, from the startup process' title; none before the first.
+        segment: Option<String>,
+        /// When replay last showed a sign of life: another segment, or bytes read or written.
+        since: Instant,
+    },
+    /// It answers and is not in recovery.
+    Ready,
+}
+
+/// How to end an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopMode {
+    /// Ends connections, writes a checkpoint: the cluster can be started again without recovery.
+    Fast,
+    /// Ends at once, as a crash would.
+    Immediate,
+}
+
+/// A server process and what belongs to it. Dropping it ends the server at once.
+#[derive(Debug)]
+pub struct Instance {
+    plan: InstancePlan,
+    child: Child,
+    isolation: Isolation,
+    log_start: u64,
+    replay: Option<Replay>,
+    ended: Option<ExitStatus>,
+}
+
+/// What was last seen of the startup process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Replay {
+    segment: Option<String>,
+    transferred: Option<u64>,
+    since: Instant,
+}
+
+impl Instance {
+    /// Writes the configuration and starts the server; does not wait until it answers.
+    ///
+    /// The server ends with our process, however that ends (see [`process::spawn`]).
+    ///
+    /// # Errors
+    /// [`InstanceError`] if the plan is impossible, a file cannot be written or the server not be run.
+    pub fn start(plan: InstancePlan) -> Result<Self, InstanceError> {
+        if let Some(objection) = crate::settings::objection(&plan) {
+            return Err(InstanceError::Plan(objection));
+        }
+        write_configuration(&plan)?;
+        let isolation = isolation_possible();
+        let log_path = log_path(&plan);
+        let in_log = |source| InstanceError::File { path: log_path.clone(), source };
+        let log = open_log(&plan).map_err(in_log)?;
+        let log_start = log.metadata().map_err(in_log)?.len();
+        let mut command = server_command(&plan, &isolation, &log).map_err(in_log)?;
+        command.stdin(Stdio::null());
+        let spawned = process::spawn(command, Signal::QUIT);
+        let child = spawned.map_err(|source| InstanceError::Spawn {
+            program: plan.binaries.postgres.clone(),
+            source,
+        })?;
+        tracing::info!(
+            "started PostgreSQL {}, process {}, {}",
+            plan.binaries.version,
+            child.id().pid,
+            isolation.describe()
+        );
+        Ok(Self { plan, child, isolation, log_start, replay: None, ended: None })
+    }
+
+    /// Returns the plan it was started by.
+    pub fn plan(&self) -> &InstancePlan {
+        &self.plan
+    }
+
+    /// Returns the server process.
+    pub fn id(&self) -> ProcessId {
+        self.child.id()
+    }
+
+    /// Returns how far it is cut off.
+    pub fn isolation(&self) -> &Isolation {
+        &self.isolation
+    }
+
+    /// Returns where it answers, for connections as `user`.
+    pub fn endpoint(&self, user: &str) -> Endpoint {
+        Endpoint {
+            socket_directory: self.plan.instance_directory.clone(),
+            port: PORT,
+            user: user.into(),
+            major: self.plan.binaries.major,
+        }
+    }
+
+    /// Returns whether the server process still runs.
+    ///
+    /// # Errors
+    /// [`InstanceError::Wait`] if the kernel does not tell.
+    pub fn is_running(&mut self) -> Result<bool, InstanceError> {
+        if self.ended.is_none() {
+            self.ended = self.child.try_wait().map_err(|source| self.waiting(source))?;
+        }
+        Ok(self.ended.is_none())
+    }
+
+    /// Returns what the server has logged since this start.
+    ///
+    /// # Errors
+    /// If the log cannot be read.
+    pub fn log(&self) -> io::Result<String> {
+        let mut file = File::open(log_path(&self.plan))?;
+        file.seek(SeekFrom::Start(self.log_start))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// Returns where the recovery of this start ended; ask after [`Instance::wait_ready`].
+    ///
+    /// # Errors
+    /// [`InstanceError`] if the log cannot be read or does not tell.
+    pub fn recovery_end(&self) -> Result<RecoveryEnd, InstanceError> {
+        let path = log_path(&self.plan);
+        let log = self.log().map_err(|source| InstanceError::File { path, source })?;
+        Ok(recovery_end(&log)?)
+    }
+
+    /// Returns why the server ended, from its log.
+    pub fn failure(&self) -> Failure {
+        explain_failure(&self.log().unwrap_or_default())
+    }
+
+    /// Looks how far the start has come. `user` is a role to ask as; it need not exist.
+    ///
+    /// # Errors
+    /// [`InstanceError::Ended`] with the server's own lines if it has ended.
+    pub async fn progress(&mut self, user: &str) -> Result<Progress, InstanceError> {
+        if !self.is_running()? {
+            return Err(self.ended_error());
+        }
+        if let Some(startup) = startup_process(self.child.id().pid).await {
+            return Ok(self.replaying(startup));
+        }
+        // no startup process: not begun yet, or recovery is over
+        match self.answers(user).await {
+            true => Ok(Progress::Ready),
+            false => Ok(Progress::Starting),
+        }
+    }
+
+    /// Compares the startup process with what was last seen of it.
+    fn replaying(&mut self, startup: Startup) -> Progress {
+        let unchanged = self.replay.as_ref().filter(|last| {
+            last.segment == startup.segment && last.transferred == startup.transferred
+        });
+        let since = unchanged.map_or_else(Instant::now, |last| last.since);
+        let Startup { segment, transferred, began } = startup;
+        self.replay = Some(Replay { segment: segment.clone(), transferred, since });
+        match began {
+            true => Progress::Recovering { segment, since },
+            false => Progress::Starting,
+        }
+    }
+
+    /// Returns whether the server accepts connections, which with `hot_standby=off` it does not do before
+    /// recovery is over.
+    async fn answers(&self, user: &str) -> bool {
+        let client = match self.endpoint(user).connect("template1").await {
+            Ok(client) => client,
+            // 57P01 to 57P03: it starts up or shuts down. Other codes tell of a role or database that is not
+            // there or not allowed: the server has looked into its catalogs, so it is open
+            Err(error) => return error.code().is_some_and(|code| !code.starts_with("57P")),
+        };
+        let answer = client.query_one("SELECT NOT pg_catalog.pg_is_in_recovery()", &[]).await;
+        answer.is_ok_and(|row| row.get(0))
+    }
+
+    /// Waits until the server answers and is not in recovery, without any limit while it runs.
+    ///
+    /// `on_progress` is told every look; whoever wants a limit compares [`Progress::Recovering`]'s `since`
+    /// and drops the future, which is safe at any moment. `user` is a role to ask as; it need not exist.
+    ///
+    /// # Errors
+    /// [`InstanceError::Ended`] with the server's own lines if it ends.
+    pub async fn wait_ready(
+        &mut self,
+        user: &str,
+        mut on_progress: impl FnMut(&Progress),
+    ) -> Result<(), InstanceError> {
+        loop {
+            let progress = self.progress(user).await?;
+            on_progress(&progress);
+            if progress == Progress::Ready {
+                return Ok(());
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Waits until the server ends by itself. May be dropped and called again.
+    ///
+    /// # Errors
+    /// [`InstanceError::Wait`] if the kernel does not tell.
+    pub async fn wait_end(&mut self) -> Result<ExitStatus, InstanceError> {
+        if let Some(status) = self.ended {
+            return Ok(status);
+        }
+        let status = self.child.wait().await.map_err(|source| self.waiting(source))?;
+        self.ended = Some(status);
+        Ok(status)
+    }
+
+    /// Ends the server, more and more firmly, and removes shared memory it left. Safe to repeat.
+    ///
+    /// # Errors
+    /// [`InstanceError::DoesNotEnd`] if a process waits inside the kernel: answer its reads first.
+    pub async fn stop(&mut self, mode: StopMode) -> Result<(), InstanceError> {
+        let steps = [
+            (Signal::INT, FAST_LIMIT),
+            (Signal::QUIT, IMMEDIATE_LIMIT),
+            (Signal::KILL, KILL_LIMIT),
+        ];
+        let skip = if mode == StopMode::Fast { 0 } else { 1 };
+        let children = process::children(self.child.id().pid);
+        for (signal, limit) in steps.into_iter().skip(skip) {
+            if !self.is_running()? {
+                break;
+            }
+            self.child.signal(signal);
+            let waited = self.child.wait_up_to(limit).await;
+            self.ended = waited.map_err(|source| self.waiting(source))?;
+        }
+        if self.is_running()? {
+            return Err(InstanceError::DoesNotEnd { pid: self.child.id().pid });
+        }
+        // each backend has a session and process group of its own, so the group's signal does not reach it
+        let end = Instant::now() + KILL_LIMIT;
+        while let Some(left) = children.iter().find(|child| child.is_alive()) {
+            if Instant::now() > end {
+                return Err(InstanceError::DoesNotEnd { pid: left.pid });
+            }
+            for child in &children {
+                let _ = child.signal(Signal::KILL); // told by the look at the loop's head
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.remove_shared_memory();
+        Ok(())
+    }
+
+    /// Removes the segment that a killed server leaves; one in a namespace of its own ends with it.
+    fn remove_shared_memory(&self) {
+        if self.isolation.has_own_ipc() {
+            return;
+        }
+        let owner = self.plan.os_user.as_ref().map(|user| user.uid);
+        let owner = owner.unwrap_or_else(|| rustix::process::geteuid().as_raw());
+        match shared_memory::remove_of(self.child.id().pid, owner) {
+            Ok(0) => {}
+            Ok(count) => {
+                tracing::info!("removed {count} shared memory segment(s) of a killed server")
+            }
+            Err(error) => tracing::warn!("look for shared memory of a killed server: {error}"),
+        }
+    }
+
+    fn waiting(&self, source: io::Error) -> InstanceError {
+        InstanceError::Wait { pid: self.child.id().pid, source }
+    }
+
+    fn ended_error(&self) -> InstanceError {
+        let status = self.ended.unwrap_or_default();
+        InstanceError::Ended { status, failure: Box::new(self.failure()) }
+    }
+}
+
+impl Drop for Instance {
+    /// Ends a server that [`Instance::stop`] has not ended: SIGQUIT, then SIGKILL, never a wait without end.
+    fn drop(&mut self) {
+        let children = process::children(self.child.id().pid);
+        for signal in [Signal::QUIT, Signal::KILL] {
+            if self.ended.is_none() {
+                self.child.signal(signal);
+                self.ended = self.child.wait_blocking(KILL_LIMIT);
+            }
+        }
+        if self.ended.is_none() {
+            tracing::error!("the server process {} does not end", self.child.id().pid);
+            return;
+        }
+        for child in children {
+            let _ = child.signal(Signal::KILL); // nobody is left to tell
+        }
+        self.remove_shared_memory();
+    }
+}
+
+/// What `/proc` tells about the startup process.
+struct Startup {
+    began: bool,
+    segment: Option<String>,
+    transferred: Option<u64>,
+}
+
+/// Finds the startup process among the server's children, away from the async threads: `/proc` may wait
+/// for a process that waits for its mount.
+async fn startup_process(server: u32) -> Option<Startup> {
+    let look = move || {
+        process::children(server).into_iter().find_map(|child| {
+            let (began, segment) = parse_title(&process::title(child.pid))?;
+            Some(Startup { began, segment, transferred: process::transferred(child.pid) })
+        })
+    };
+    tokio::task::spawn_blocking(look).await.ok().flatten()
+}
+
+/// Reads the title of a child: whether it is the startup process and has begun to replay, and its segment.
+///
+/// `postgres: NAME: startup recovering 000000010000000000000002` (12 has more spaces), `waiting for …`.
+fn parse_title(title: &str) -> Option<(bool, Option<String>)> {
+    let words = title.strip_prefix("postgres: ")?;
+    let (_, after) = words.split_once(": ")?; // our cluster_name
+    let mut words = after.split_ascii_whitespace();
+    if words.next()? != "startup" || title.contains("[local]") {
+        return None; // another process, or the connection of a role that is called startup
+    }
+    let began = words.next().is_some();
+    let segment =
+        words.find(|word| word.len() == 24 && word.bytes().all(|b| b.is_ascii_hexdigit()));
+    Some((began, segment.map(str::to_owned)))
+}
+
+fn log_path(plan: &InstancePlan) -> PathBuf {
+    plan.instance_directory.join("postgres.log")
+}
+
+/// Writes the three configuration files and removes a killed server's socket.
+fn write_configuration(plan: &InstancePlan) -> Result<(), InstanceError> {
+    let files = [
+        ("postgresql.conf", "# all settings of this instance are on its command line\n"),
+        (
+            "pg_hba.conf",
+            "# only who may enter this socket's directory gets here\nlocal all all trust\n",
+        ),
+        ("pg_ident.conf", ""),
+    ];
+    for (name, content) in files {
+        let path = plan.instance_directory.join(name);
+        let write = || {
+            remove_if_there(&path)?;
+            let mut file =
+                OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+            give_to(plan, &file)?;
+            file.write_all(content.as_bytes())
+        };
+        write().map_err(|source| InstanceError::File { path: path.clone(), source })?;
+    }
+    for name in [format!(".s.PGSQL.{PORT}"), format!(".s.PGSQL.{PORT}.lock")] {
+        let path = plan.instance_directory.join(name);
+        remove_if_there(&path).map_err(|source| InstanceError::File { path, source })?;
+    }
+    Ok(())
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Gives a file that root made to the account that runs PostgreSQL.
+fn give_to(plan: &InstancePlan, file: &File) -> io::Result<()> {
+    match &plan.os_user {
+        Some(user) => fchown(file, Some(user.uid), Some(user.gid)),
+        None => Ok(()),
+    }
+}
+
+/// Opens the log for appending; root does not follow a link that the other account might have put there.
+fn open_log(plan: &InstancePlan) -> io::Result<File> {
+    let flags = libc::O_NOFOLLOW | libc::O_CLOEXEC;
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).mode(0o600).custom_flags(flags);
+    let log = options.open(log_path(plan))?;
+    if !log.metadata()?.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    give_to(plan, &log)?;
+    Ok(log)
+}
+
+/// Prepares the server's command: settings, environment, namespaces, user. The caller adds standard input.
+fn server_command(plan: &InstancePlan, isolation: &Isolation, log: &File) -> io::Result<Command> {
+    let mut command = Command::new(&plan.binaries.postgres);
+    base_command(plan, isolation, &mut command);
+    command.arg("-D").arg(&plan.data_directory);
+    for (name, value) in settings(plan) {
+        command.arg("-c").arg(format!("{name}={value}"));
+    }
+    command.stdout(log.try_clone()?).stderr(log.try_clone()?);
+    Ok(command)
+}
+
+/// Sets what every way of running the server shares: environment, directory, namespaces, user.
+fn base_command(plan: &InstancePlan, isolation: &Isolation, command: &mut Command) {
+    clean_environment(command, &plan.marker);
+    if let Some(locale_path) = &plan.locale_path {
+        command.env("LOCPATH", locale_path);
+    }
+    command.current_dir(&plan.instance_directory);
+    if let Some(entry) = Entry::prepare(isolation) {
+        // SAFETY: `enter` makes only async-signal-safe calls; it runs before the user changes.
+        unsafe { command.pre_exec(move || entry.enter()) };
+    }
+    if let Some(user) = &plan.os_user {
+        user.run_as(command);
+    }
+}
+
+/// Leaves nothing of our caller's environment: no `PG…`, no locale, no library paths.
+pub(crate) fn clean_environment(command: &mut Command, marker: &str) {
+    command.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin").env("LC_ALL", "C");
+    command.env("PGTHAW_SESSION", marker);
+}
+
+/// Runs one SQL command in single-user mode on a cluster whose server was stopped.
+///
+/// No role's or database's settings apply there, and anybody may log in.
+///
+/// # Errors
+/// [`InstanceError`] if the command fails; the server's words are in the error.
+pub(crate) async fn run_single_user(
+    plan: &InstancePlan,
+    database: &str,
+    sql: &str,
+) -> Result<(), InstanceError> {
+    let program = plan.binaries.postgres.clone();
+    let spawn_failed = |source| InstanceError::Spawn { program: program.clone(), source };
+    let log_path = log_path(plan);
+    let in_log = |source| InstanceError::File { path: log_path.clone(), source };
+    let log = open_log(plan).map_err(in_log)?;
+    let log_start = log.metadata().map_err(in_log)?.len();
+    let mut command = Command::new(&plan.binaries.postgres);
+    base_command(plan, &isolation_possible(), &mut command);
+    command.args(["--single", "-D"]).arg(&plan.data_directory);
+    for (name, value) in settings(plan) {
+        command.arg("-c").arg(format!("{name}={value}"));
+    }
+    command.args(["-c", "exit_on_error=on"]).arg(database);
+    command.stdin(Stdio::piped()).stdout(Stdio::null());
+    command.stderr(log.try_clone().map_err(in_log)?);
+    let mut child = process::spawn(command, Signal::KILL).map_err(spawn_failed)?;
+    if let Some(mut input) = child.take_stdin() {
+        // one line fits into the pipe; a server that has ended is told by its status
+        let _ = writeln!(input, "{sql}");
+    }
+    let pid = child.id().pid;
+    let status = child.wait().await.map_err(|source| InstanceError::Wait { pid, source })?;
+    if status.success() {
+        return Ok(());
+    }
+    let mut said = String::new();
+    let read = File::open(&log_path).and_then(|mut file| {
+        file.seek(SeekFrom::Start(log_start))?;
+        file.read_to_string(&mut said)
+    });
+    read.map_err(in_log)?;
+    Err(InstanceError::Ended { status, failure: Box::new(explain_failure(&said)) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_titles() {
+        let wal = "0000000100000000000000AB";
+        let cases = [
+            ("postgres: m-1: startup", Some((false, None))),
+            ("postgres: m-1: startup recovering 0000000100000000000000AB", Some((true, Some(wal)))),
+            (
+                "postgres: m-1: startup   recovering 0000000100000000000000AB",
+                Some((true, Some(wal))),
+            ),
+            (
+                "postgres: m-1: startup waiting for 0000000100000000000000AB",
+                Some((true, Some(wal))),
+            ),
+            ("postgres: m-1: startup end-of-recovery checkpoint", Some((true, None))),
+            ("postgres: m-1: checkpointer", None),
+            ("postgres: m-1: u startup: [local] idle", None),
+            ("postgres: m-1: startup template1 [local] idle", None),
+            ("/usr/lib/postgresql/15/bin/postgres -D /x -c cluster_name=m-1", None),
+            ("", None),
+        ];
+        for (title, want) in cases {
+            let want = want.map(|(began, segment)| (began, segment.map(str::to_owned)));
+            assert_eq!(parse_title(title), want, "{title}");
+        }
+    }
+}

@@ -1,0 +1,323 @@
+//! The settings an instance is started with, as a pure function of its plan.
+//!
+//! All of them go on the command line, where they beat `postgresql.auto.conf`; the backup's own
+//! configuration files are never read. What a role or database sets for itself beats the command line: that
+//! is answered per connection ([`crate::connection::session_options`]). Start at [`settings`].
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::binaries::Binaries;
+use crate::lsn::{Lsn, SegmentSize};
+use crate::os_user::OsUser;
+
+/// The port in the socket's name. No TCP port is opened, and each instance has a directory of its own.
+pub const PORT: u16 = 5432;
+
+/// How far an instance replays WAL before it opens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Recovery {
+    /// A cleanly shut down cluster, or crash recovery with what lies in `pg_wal`.
+    None,
+    /// To the point where the backup is consistent.
+    EndOfBackup {
+        /// The timeline of the backup's last WAL.
+        timeline: u32,
+    },
+    /// To the end of the WAL that is there (`--target-latest`).
+    EndOfWal {
+        /// The timeline to follow.
+        timeline: u32,
+    },
+    /// Up to and with the record at a position: the same end as an earlier attempt reached.
+    Lsn {
+        /// The last record to replay, as [`crate::log::RecoveryEnd::redo_done`] told it.
+        lsn: Lsn,
+        /// The timeline to follow, the one of the first attempt (not the one it opened).
+        timeline: u32,
+    },
+}
+
+impl Recovery {
+    /// Returns whether the mounted data directory must hold an (empty) `recovery.signal`.
+    ///
+    /// Without that file PostgreSQL ignores the recovery target. It removes the file when it has finished.
+    pub fn needs_signal_file(&self) -> bool {
+        !matches!(self, Self::None)
+    }
+
+    fn timeline(&self) -> Option<u32> {
+        match self {
+            Self::None => None,
+            Self::EndOfBackup { timeline }
+            | Self::EndOfWal { timeline }
+            | Self::Lsn { timeline, .. } => Some(*timeline),
+        }
+    }
+}
+
+/// A library of `shared_preload_libraries`, with settings that keep it from doing anything by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preload {
+    /// The library, as `shared_preload_libraries` names it.
+    pub library: String,
+    /// Its own settings.
+    pub settings: Vec<(String, String)>,
+}
+
+/// Libraries without which data cannot be read or WAL cannot be replayed, with their harmless settings.
+///
+/// Background workers of any library are stopped by `max_worker_processes=0` anyway.
+const NEEDED: [(&str, &[(&str, &str)]); 6] = [
+    // its functions end the connection unless it was preloaded; compressed chunks need them
+    (
+        "timescaledb",
+        &[("timescaledb.max_background_workers", "0"), ("timescaledb.telemetry_level", "off")],
+    ),
+    // refuses to be loaded later; columnar tables need it
+    ("citus", &[]),
+    ("citus_columnar", &[]),
+    // table access methods with WAL records of their own
+    ("orioledb", &[]),
+    ("pg_tde", &[]),
+    ("pg_search", &[]),
+];
+
+impl Preload {
+    /// A library that the user named (`--preload`), with the settings known for it.
+    pub fn named(library: &str) -> Self {
+        let own = NEEDED.iter().find(|(name, _)| *name == base_name(library));
+        let settings = own.map_or(&[][..], |(_, settings)| settings);
+        let owned = |(name, value): &(&str, &str)| (name.to_string(), value.to_string());
+        Self { library: library.into(), settings: settings.iter().map(owned).collect() }
+    }
+
+    /// Picks from the original cluster's `shared_preload_libraries` those that are needed.
+    pub fn needed(shared_preload_libraries: &str) -> Vec<Self> {
+        let names = shared_preload_libraries.split(',').map(|name| name.trim().trim_matches('"'));
+        names
+            .filter(|name| NEEDED.iter().any(|(needed, _)| *needed == base_name(name)))
+            .map(Self::named)
+            .collect()
+    }
+}
+
+/// Returns `timescaledb` for `$libdir/timescaledb.so`.
+fn base_name(library: &str) -> &str {
+    let name = library.rsplit('/').next().unwrap_or(library);
+    name.strip_suffix(".so").unwrap_or(name)
+}
+
+/// Everything that decides how an instance is started.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct InstancePlan {
+    /// The programs, of the cluster's major version.
+    pub binaries: Binaries,
+    /// The cluster's data directory: lies on the mount, so only PostgreSQL itself looks into it.
+    pub data_directory: PathBuf,
+    /// A directory of the account that runs PostgreSQL, 0700: configuration, socket and log.
+    pub instance_directory: PathBuf,
+    /// Who runs PostgreSQL; `None` for ourselves.
+    pub os_user: Option<OsUser>,
+    /// How far WAL is replayed.
+    pub recovery: Recovery,
+    /// At least as many as the cluster had, or as there are files in `pg_twophase`.
+    pub max_prepared_transactions: u32,
+    /// See [`locks_per_transaction`].
+    pub max_locks_per_transaction: u32,
+    /// Connections at a time: pg_dump's workers, its leader, and our own.
+    pub connections: u32,
+    /// Size of the cluster's WAL segments, from `pg_control`.
+    pub wal_segment_size: SegmentSize,
+    /// Libraries to load at the start.
+    pub preload: Vec<Preload>,
+    /// A private directory of locales made by `localedef`, if the system lacks one (`LOCPATH`).
+    pub locale_path: Option<PathBuf>,
+    /// Unguessable; in the environment (`PGTHAW_SESSION`) and the titles (`cluster_name`) of all processes.
+    pub marker: String,
+}
+
+/// Returns `max_locks_per_transaction` with which a dump of `relations` relations finds room for its locks.
+///
+/// The lock table has room for that many locks *per slot*, and a slot is one allowed connection or
+/// prepared transaction (PostgreSQL manual, "Lock Management"). pg_dump's leader locks every table in one
+/// transaction, its workers each lock what they dump; the default of 64 is the least.
+pub fn locks_per_transaction(relations: u64, slots: u32) -> u32 {
+    let wanted = relations.saturating_mul(5) / 4 + 1000;
+    let per_slot = wanted.div_ceil(u64::from(slots.max(1)));
+    u32::try_from(per_slot).unwrap_or(i32::MAX as u32).clamp(64, i32::MAX as u32)
+}
+
+/// A setting that every instance gets: name, value, and the majors that know it (0: all before, after).
+struct Fixed(&'static str, &'static str, u32, u32);
+
+const ALL: u32 = 0;
+
+#[rustfmt::skip]
+const FIXED: &[Fixed] = &[
+    // nobody else comes in
+    Fixed("listen_addresses", "", ALL, ALL),
+    Fixed("unix_socket_permissions", "0700", ALL, ALL),
+    Fixed("unix_socket_group", "", ALL, ALL),
+    Fixed("ssl", "off", ALL, ALL),
+    Fixed("bonjour", "off", ALL, ALL),
+    // nothing goes out: archives, replication, commands
+    Fixed("archive_mode", "off", ALL, ALL),
+    Fixed("archive_command", "", ALL, ALL),
+    Fixed("archive_library", "", 15, ALL),
+    Fixed("archive_timeout", "0", ALL, ALL),
+    Fixed("archive_cleanup_command", "", ALL, ALL),
+    Fixed("recovery_end_command", "", ALL, ALL),
+    Fixed("primary_conninfo", "", ALL, ALL),
+    Fixed("primary_slot_name", "", ALL, ALL),
+    Fixed("hot_standby_feedback", "off", ALL, ALL),
+    Fixed("max_wal_senders", "0", ALL, ALL),
+    Fixed("synchronous_standby_names", "", ALL, ALL),
+    Fixed("synchronized_standby_slots", "", 17, ALL),
+    Fixed("sync_replication_slots", "off", 17, ALL),
+    Fixed("external_pid_file", "", ALL, ALL),
+    // nobody's code runs unasked
+    Fixed("max_worker_processes", "0", ALL, ALL),
+    Fixed("max_parallel_workers", "0", ALL, ALL),
+    Fixed("max_logical_replication_workers", "0", ALL, ALL),
+    Fixed("session_preload_libraries", "", ALL, ALL),
+    Fixed("local_preload_libraries", "", ALL, ALL),
+    Fixed("dynamic_library_path", "$libdir", ALL, ALL),
+    Fixed("summarize_wal", "off", 17, ALL),
+    Fixed("restart_after_crash", "off", ALL, ALL),
+    // recovery, then promotion; without hot standby the cluster's max_connections need not be met
+    Fixed("hot_standby", "off", ALL, ALL),
+    Fixed("wal_level", "replica", ALL, ALL),
+    Fixed("recovery_target_action", "promote", ALL, ALL),
+    Fixed("recovery_target_inclusive", "on", ALL, ALL),
+    Fixed("recovery_target_name", "", ALL, ALL),
+    Fixed("recovery_target_time", "", ALL, ALL),
+    Fixed("recovery_target_xid", "", ALL, ALL),
+    Fixed("recovery_min_apply_delay", "0", ALL, ALL),
+    Fixed("promote_trigger_file", "", ALL, 15),
+    Fixed("ignore_invalid_pages", "off", 13, ALL),
+    // replay of a subscriber's commits needs a place for each of its origins; none here is FATAL
+    Fixed("max_replication_slots", "1000", ALL, ALL),
+    Fixed("max_active_replication_origins", "1000", 18, ALL),
+    // damage is never hidden
+    Fixed("zero_damaged_pages", "off", ALL, ALL),
+    Fixed("ignore_checksum_failure", "off", ALL, ALL),
+    Fixed("ignore_system_indexes", "off", ALL, ALL),
+    // the write layer is thrown away
+    Fixed("fsync", "off", ALL, ALL),
+    Fixed("full_page_writes", "off", ALL, ALL),
+    Fixed("synchronous_commit", "off", ALL, ALL),
+    Fixed("wal_recycle", "off", ALL, ALL),
+    Fixed("wal_init_zero", "off", ALL, ALL),
+    Fixed("checkpoint_timeout", "1d", ALL, ALL),
+    Fixed("autovacuum", "off", ALL, ALL),
+    Fixed("autovacuum_freeze_max_age", "2000000000", ALL, ALL),
+    Fixed("autovacuum_multixact_freeze_max_age", "2000000000", ALL, ALL),
+    Fixed("track_counts", "off", ALL, ALL),
+    Fixed("track_commit_timestamp", "off", ALL, ALL),
+    // little memory, nothing in /dev/shm
+    Fixed("shared_buffers", "64MB", ALL, ALL),
+    Fixed("jit", "off", ALL, ALL),
+    Fixed("huge_pages", "off", ALL, ALL),
+    Fixed("shared_memory_type", "mmap", ALL, ALL),
+    Fixed("dynamic_shared_memory_type", "mmap", ALL, ALL),
+    Fixed("io_method", "worker", 18, ALL),
+    Fixed("superuser_reserved_connections", "0", ALL, ALL),
+    Fixed("reserved_connections", "0", 16, ALL),
+    // a log that `crate::log` reads; statements may hold data and are left out
+    Fixed("logging_collector", "off", ALL, ALL),
+    Fixed("log_destination", "stderr", ALL, ALL),
+    Fixed("log_min_messages", "log", ALL, ALL),
+    Fixed("log_min_error_statement", "panic", ALL, ALL),
+    Fixed("log_statement", "none", ALL, ALL),
+    Fixed("log_error_verbosity", "default", ALL, ALL),
+    Fixed("log_line_prefix", "%m [%p] ", ALL, ALL),
+    Fixed("log_timezone", "GMT", ALL, ALL),
+    Fixed("timezone", "GMT", ALL, ALL),
+    Fixed("lc_messages", "C", ALL, ALL),
+    Fixed("update_process_title", "on", ALL, ALL),
+];
+
+/// Returns the settings of an instance, name and value, in the order of its command line.
+pub fn settings(plan: &InstancePlan) -> Vec<(String, String)> {
+    let major = plan.binaries.major.number();
+    let known = |fixed: &&Fixed| fixed.2 <= major && (fixed.3 == ALL || major <= fixed.3);
+    let mut settings: Vec<(String, String)> =
+        FIXED.iter().filter(known).map(|fixed| (fixed.0.into(), fixed.1.into())).collect();
+    let mut set = |name: &str, value: String| settings.push((name.into(), value));
+
+    let own = |name: &str| plan.instance_directory.join(name).display().to_string();
+    set("config_file", own("postgresql.conf"));
+    set("hba_file", own("pg_hba.conf"));
+    set("ident_file", own("pg_ident.conf"));
+    set("unix_socket_directories", list_item(&plan.instance_directory));
+    set("port", PORT.to_string());
+    set("cluster_name", plan.marker.clone());
+
+    let archive = plan.recovery.needs_signal_file();
+    // archive recovery demands a command; the WAL lies in pg_wal, so nothing is ever to be fetched
+    set("restore_command", if archive { "false".into() } else { String::new() });
+    let (target, lsn) = match &plan.recovery {
+        Recovery::EndOfBackup { .. } => ("immediate", String::new()),
+        Recovery::Lsn { lsn, .. } => ("", lsn.to_string()),
+        Recovery::None | Recovery::EndOfWal { .. } => ("", String::new()),
+    };
+    set("recovery_target", target.into());
+    set("recovery_target_lsn", lsn);
+    let timeline = plan.recovery.timeline().map(|timeline| timeline.to_string());
+    set("recovery_target_timeline", timeline.unwrap_or_else(|| "current".into()));
+
+    set("max_connections", plan.connections.max(1).to_string());
+    set("max_prepared_transactions", plan.max_prepared_transactions.to_string());
+    set("max_locks_per_transaction", plan.max_locks_per_transaction.max(64).to_string());
+    // both must be two segments at least
+    let segment_mb = plan.wal_segment_size.bytes() >> 20;
+    set("max_wal_size", format!("{}MB", (4 * segment_mb).max(1024)));
+    set("min_wal_size", format!("{}MB", (2 * segment_mb).max(32)));
+
+    let libraries: Vec<&str> =
+        plan.preload.iter().map(|preload| preload.library.as_str()).collect();
+    set("shared_preload_libraries", libraries.join(","));
+    plan.preload
+        .iter()
+        .flat_map(|preload| &preload.settings)
+        .for_each(|(name, value)| set(name, value.clone()));
+    settings
+}
+
+/// Writes a path as an item of a list of directories: in double quotes, those within doubled.
+fn list_item(path: &Path) -> String {
+    format!("\"{}\"", path.display().to_string().replace('"', "\"\""))
+}
+
+/// Returns why a plan cannot be carried out, if so; nothing is touched.
+pub(crate) fn objection(plan: &InstancePlan) -> Option<String> {
+    let socket = plan.instance_directory.join(format!(".s.PGSQL.{PORT}"));
+    let marker = &plan.marker;
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    if !plan.data_directory.is_absolute() || !plan.instance_directory.is_absolute() {
+        return Some(
+            "the data directory and the instance's directory must be absolute paths".into(),
+        );
+    }
+    // sun_path has 108 bytes, the last one for the terminating zero
+    if socket.as_os_str().len() > 107 {
+        return Some(format!("the socket's path `{}` is longer than 107 bytes", socket.display()));
+    }
+    if plan.instance_directory.to_str().is_none_or(|path| path.contains(['\n', '\0'])) {
+        return Some(
+            "the instance's directory has a name PostgreSQL's settings cannot hold".into(),
+        );
+    }
+    if !(8..=63).contains(&marker.len()) || !marker.chars().all(plain) {
+        return Some("the marker must be 8 to 63 letters, digits, `-` or `_`".into());
+    }
+    let library = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | '$');
+    let bad = plan
+        .preload
+        .iter()
+        .find(|preload| preload.library.is_empty() || !preload.library.chars().all(library));
+    bad.map(|preload| format!("`{}` is no name of a library to preload", preload.library))
+}
