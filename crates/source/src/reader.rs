@@ -225,9 +225,8 @@ impl Reader {
     /// [`ReadError`].
     pub fn verify_whole(&self, file: usize) -> Result<(), ReadError> {
         let state = self.state(file);
-        state.fine()?;
         match self.way(file) {
-            Way::Inline(_) => Ok(()),
+            Way::Inline(_) => state.fine(),
             Way::Chunks { .. } => self.verify_chunks(file, state, false),
             Way::Direct => {
                 let mut buf = vec![0; (CHUNK * 4) as usize];
@@ -237,7 +236,7 @@ impl Reader {
                     let length = (self.files[file].size - position).min(buf.len() as u64) as usize;
                     self.read_direct(file, state, position, &mut buf[..length])?;
                 }
-                Ok(())
+                state.fine()
             }
         }
     }

@@ -215,3 +215,11 @@ fn access_times_stay() {
     let after = fs::metadata(&path).unwrap();
     assert_eq!((after.accessed().unwrap(), after.modified().unwrap()), (old, old));
 }
+
+/// Run by an ordinary user, this is a file whose access time he may not keep.
+#[test]
+fn files_of_others_are_read() {
+    let etc = Root::open(std::path::Path::new("/etc")).unwrap();
+    assert!(!etc.read("passwd", 1 << 20).unwrap().is_empty());
+    assert!(etc.list("").unwrap().iter().any(|entry| entry.name == "passwd"));
+}

@@ -74,6 +74,7 @@ impl Reader {
             return Ok(());
         }
         let mut progress = lock(&state.progress);
+        state.fine()?; // another thread may have found the digest wrong meanwhile
         let gap = offset.saturating_sub(progress.position());
         if gap > 0 && gap <= state.sequence.load(Ordering::Relaxed).min(SEQUENTIAL_GAP) {
             // Sequential reads that came in another order: the digest needs what another thread reads just now.
@@ -94,7 +95,6 @@ impl Reader {
         state: &State,
         keep: bool,
     ) -> Result<(), ReadError> {
-        state.fine()?;
         let count = self.chunk_count(file);
         while !state.is_whole() {
             let mut progress = lock(&state.progress);
@@ -111,7 +111,7 @@ impl Reader {
                 &mut |_, _| {},
             )?;
         }
-        Ok(())
+        state.fine()
     }
 
     /// Hands chunks to `sink`, from the cache or decoded. The caller holds the file's lock.

@@ -46,6 +46,26 @@ fn a_wrong_digest_fails_the_read_that_reaches_it_and_all_later_ones() {
 }
 
 #[test]
+fn every_thread_that_verifies_a_damaged_file_learns_of_it() {
+    for codec in CODECS {
+        for page_checksums in [true, false] {
+            let mut file = Stored { page_checksums, ..Stored::new(codec, content(400_000, 27)) };
+            file.digest = Some(Digest::Sha1([0x11; 20]));
+            for _ in 0..5 {
+                let (reader, _) = reader(std::slice::from_ref(&file), 1 << 20);
+                std::thread::scope(|scope| {
+                    let threads = [(); 4].map(|()| scope.spawn(|| reader.verify_whole(0)));
+                    for thread in threads {
+                        assert!(thread.join().unwrap().is_err(), "{codec}");
+                    }
+                });
+                assert_eq!(reader.statistics().files_damaged, 1);
+            }
+        }
+    }
+}
+
+#[test]
 fn every_kind_of_digest_is_compared() {
     use sha2::Digest as _;
     let bytes = content(200_000, 22);
