@@ -39,7 +39,8 @@ impl Storage {
         }
     }
 
-    fn lost_write(&self, offset: u64, error: &io::Error) -> Failed {
+    /// Poisons the mount: a write that the kernel takes for done cannot be kept.
+    pub(crate) fn lost_write(&self, offset: u64, error: &io::Error) -> Failed {
         let error = self.layer.named(error);
         let _ = self.poison.set(error.clone()); // the first cause stays
         Failed::Fault(Failure { kind: FaultKind::Write, offset, error })
@@ -60,6 +61,21 @@ pub(crate) enum Failed {
     Fault(Failure),
     /// The mount had no room for a reservation; the caller gets this error.
     NoSpace(Errno, Failure),
+}
+
+impl Failed {
+    /// Makes a failure to store bytes a lost write: with the kernel's writeback cache whoever wrote them was told that
+    /// all is well. Zeros are stored while their caller waits, so he learns of the failure.
+    fn of_put(self, storage: &Storage, offset: u64, data: Data<'_>) -> Self {
+        match (data, self) {
+            (Data::Bytes(_), Self::Refused(errno)) => storage.lost_write(offset, &errno.into()),
+            (Data::Bytes(_), Self::Fault(failure)) if failure.kind == FaultKind::Read => {
+                let text = format!("the rest of a written page is missing: {}", failure.error);
+                storage.lost_write(offset, &io::Error::other(text))
+            }
+            (_, other) => other,
+        }
+    }
 }
 
 /// What is to be stored.
@@ -168,8 +184,18 @@ impl File {
         Ok(filled.unwrap_or(0))
     }
 
-    /// Stores `data` at `offset`.
+    /// Stores `data` at `offset`. A failure to store bytes, for whatever reason, is a lost write.
     pub(crate) fn try_put(
+        &self,
+        storage: &Storage,
+        offset: u64,
+        data: Data<'_>,
+    ) -> Result<Option<()>, Failed> {
+        self.try_to_store(storage, offset, data)
+            .map_err(|failed| failed.of_put(storage, offset, data))
+    }
+
+    fn try_to_store(
         &self,
         storage: &Storage,
         offset: u64,
@@ -197,6 +223,11 @@ impl File {
         offset: u64,
         data: Data<'_>,
     ) -> Result<(), Failed> {
+        self.store_waiting(storage, offset, data)
+            .map_err(|failed| failed.of_put(storage, offset, data))
+    }
+
+    fn store_waiting(&self, storage: &Storage, offset: u64, data: Data<'_>) -> Result<(), Failed> {
         let range = data.range(offset)?;
         let needed = {
             let state = locked(self.state.read());

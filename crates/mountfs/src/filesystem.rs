@@ -445,6 +445,7 @@ impl FileSystem {
         let mut buf = Vec::new();
         while let Some(taken) = self.waiting.take() {
             let Target { file, offset, .. } = &taken.target;
+            let writes = matches!(taken.work, Work::Write { .. });
             let done = catch_unwind(AssertUnwindSafe(|| match taken.work {
                 Work::Read { length } => {
                     buf.resize(length, 0);
@@ -458,8 +459,16 @@ impl FileSystem {
                     .map(|()| 0),
             }));
             let done = done.unwrap_or_else(|_| {
-                let error = "the reader of the backup panicked".to_owned();
-                Err(Failed::Fault(Failure { kind: FaultKind::Read, offset: *offset, error }))
+                let error = "the reader of the backup panicked";
+                Err(if writes {
+                    self.storage.lost_write(*offset, &io::Error::other(error))
+                } else {
+                    Failed::Fault(Failure {
+                        kind: FaultKind::Read,
+                        offset: *offset,
+                        error: error.to_owned(),
+                    })
+                })
             });
             let reply = self.waiting.reply_of(taken.ticket);
             let lost =

@@ -41,6 +41,10 @@ impl Layer {
     /// Opens the directory `path` (made with mode 0700 if absent) for this process alone, removes layer files that a
     /// killed process left in it, and raises the process's limit of open files.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        Self::with_descriptors(path, descriptor_limit())
+    }
+
+    fn with_descriptors(path: &Path, limit: usize) -> io::Result<Self> {
         let named = |err: Errno| {
             io::Error::new(
                 io::Error::from(err).kind(),
@@ -73,7 +77,7 @@ impl Layer {
                     .map_err(named)?;
             }
         }
-        let descriptors = Mutex::new(Descriptors::new(descriptor_limit()));
+        let descriptors = Mutex::new(Descriptors::new(limit));
         Ok(Self {
             path: path.to_path_buf(),
             directory,
@@ -123,12 +127,6 @@ impl Layer {
         let file = Arc::new(File::from(opened?));
         descriptors.put(id, file.clone());
         Ok(file)
-    }
-}
-
-impl Drop for Layer {
-    fn drop(&mut self) {
-        let _ = rustix::fs::unlinkat(&self.directory, LOCK, AtFlags::empty()); // whoever made the directory removes it
     }
 }
 
@@ -286,5 +284,73 @@ impl Drop for LayerFile {
         {
             tracing::warn!("remove `{}` in {}: {err}", name(self.id), self.layer.path.display());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names_in(path: &Path) -> Vec<String> {
+        let mut names: Vec<String> = std::fs::read_dir(path)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn more_files_than_descriptors() {
+        let directory = tempfile::tempdir().unwrap();
+        let layer = Arc::new(Layer::with_descriptors(directory.path(), 16).unwrap());
+        let mut files: Vec<LayerFile> =
+            (0..100).map(|id| LayerFile::create(&layer, id).unwrap()).collect();
+        for round in 0..3 {
+            for (id, file) in files.iter_mut().enumerate() {
+                file.write_at(round * 5, format!("{id:05}").as_bytes()).unwrap();
+            }
+        }
+        for (id, file) in files.iter().enumerate() {
+            let mut buf = [1; 20];
+            file.read_at(0, &mut buf).unwrap();
+            assert_eq!(buf[..15], *format!("{id:05}").repeat(3).as_bytes());
+            assert_eq!(buf[15..], [0; 5], "zeros after the stored bytes");
+        }
+        assert!(locked(layer.descriptors.lock()).open.len() <= 16);
+        drop(files);
+        assert_eq!(names_in(directory.path()), [LOCK]);
+        assert!(locked(layer.descriptors.lock()).open.is_empty());
+    }
+
+    #[test]
+    fn a_layer_file_that_got_shorter_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let layer = Arc::new(Layer::open(directory.path()).unwrap());
+        let mut file = LayerFile::create(&layer, 5).unwrap();
+        file.write_at(0, &[7; 9000]).unwrap();
+        std::fs::File::options()
+            .write(true)
+            .open(directory.path().join("5.pages"))
+            .unwrap()
+            .set_len(100)
+            .unwrap();
+        assert_eq!(
+            file.read_at(0, &mut [0; 200]).unwrap_err().kind(),
+            io::ErrorKind::UnexpectedEof
+        );
+    }
+
+    #[test]
+    fn one_mount_per_directory_and_no_leftovers() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("layer");
+        let layer = Layer::open(&path).unwrap();
+        let refused = Layer::open(&path).err().unwrap();
+        assert!(refused.to_string().contains("in use"), "{refused}");
+        std::fs::write(path.join("ff.pages"), b"left by a killed process").unwrap();
+        drop(layer);
+        let _layer = Layer::open(&path).unwrap();
+        assert_eq!(names_in(&path), [LOCK]);
     }
 }
