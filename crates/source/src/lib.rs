@@ -7,7 +7,15 @@
 
 pub mod codec;
 mod digest;
+pub mod error;
+mod formats;
+pub mod location;
 mod lru;
 pub mod map;
 pub mod reader;
+pub mod repository;
 pub mod store;
+
+pub use error::SourceError;
+pub use location::Location;
+pub use repository::Repository;
