@@ -152,11 +152,18 @@ impl Instance {
     /// # Errors
     /// [`InstanceError`] if the plan is impossible, a file cannot be written or the server not be run.
     pub fn start(plan: InstancePlan) -> Result<Self, InstanceError> {
+        Self::start_isolated(plan, isolation_possible())
+    }
+
+    /// Starts the server cut off just so; otherwise as [`Instance::start`].
+    ///
+    /// # Errors
+    /// As [`Instance::start`]; also if the machine refuses this isolation.
+    pub fn start_isolated(plan: InstancePlan, isolation: Isolation) -> Result<Self, InstanceError> {
         if let Some(objection) = crate::settings::objection(&plan) {
             return Err(InstanceError::Plan(objection));
         }
         write_configuration(&plan)?;
-        let isolation = isolation_possible();
         let log_path = log_path(&plan);
         let in_log = |source| InstanceError::File { path: log_path.clone(), source };
         let log = open_log(&plan).map_err(in_log)?;

@@ -192,9 +192,6 @@ const FIXED: &[Fixed] = &[
     Fixed("wal_level", "replica", ALL, ALL),
     Fixed("recovery_target_action", "promote", ALL, ALL),
     Fixed("recovery_target_inclusive", "on", ALL, ALL),
-    Fixed("recovery_target_name", "", ALL, ALL),
-    Fixed("recovery_target_time", "", ALL, ALL),
-    Fixed("recovery_target_xid", "", ALL, ALL),
     Fixed("recovery_min_apply_delay", "0", ALL, ALL),
     Fixed("promote_trigger_file", "", ALL, 15),
     Fixed("ignore_invalid_pages", "off", 13, ALL),
@@ -259,13 +256,21 @@ pub fn settings(plan: &InstancePlan) -> Vec<(String, String)> {
     let archive = plan.recovery.needs_signal_file();
     // archive recovery demands a command; the WAL lies in pg_wal, so nothing is ever to be fetched
     set("restore_command", if archive { "false".into() } else { String::new() });
-    let (target, lsn) = match &plan.recovery {
-        Recovery::EndOfBackup { .. } => ("immediate", String::new()),
-        Recovery::Lsn { lsn, .. } => ("", lsn.to_string()),
-        Recovery::None | Recovery::EndOfWal { .. } => ("", String::new()),
+    let lsn = match &plan.recovery {
+        Recovery::Lsn { lsn, .. } => lsn.to_string(),
+        _ => String::new(),
     };
-    set("recovery_target", target.into());
-    set("recovery_target_lsn", lsn);
+    let immediate = matches!(plan.recovery, Recovery::EndOfBackup { .. });
+    let mut targets = [
+        ("recovery_target", if immediate { "immediate".into() } else { String::new() }),
+        ("recovery_target_lsn", lsn),
+        ("recovery_target_name", String::new()),
+        ("recovery_target_time", String::new()),
+        ("recovery_target_xid", String::new()),
+    ];
+    // an empty target after one that is set counts as a second one for PostgreSQL: the empty ones first
+    targets.sort_by_key(|(_, value)| !value.is_empty());
+    targets.into_iter().for_each(|(name, value)| set(name, value));
     let timeline = plan.recovery.timeline().map(|timeline| timeline.to_string());
     set("recovery_target_timeline", timeline.unwrap_or_else(|| "current".into()));
 

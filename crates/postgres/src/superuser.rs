@@ -88,12 +88,10 @@ async fn is_superuser(endpoint: &Endpoint, databases: &[&str]) -> Result<bool, S
                 let row = row.map_err(failed("ask whether a role is superuser"))?;
                 return Ok(row.is_some_and(|row| row.get(0)));
             }
-            // no such database, it accepts no connections, or the role may not enter it
-            Err(error) if matches!(error.code(), Some("3D000" | "55000" | "42501")) => {
-                refused = Some(error);
-            }
-            // no such role, or one that may not log in
-            Err(error) if error.code().is_some_and(|code| code.starts_with("28")) => {
+            // no such database, or it accepts no connections
+            Err(error) if matches!(error.code(), Some("3D000" | "55000")) => refused = Some(error),
+            // no such role, one that may not log in (28…), or no superuser: others may not set our options
+            Err(error) if error.code().is_some_and(|c| c.starts_with("28") || c == "42501") => {
                 return Ok(false);
             }
             Err(error) => return Err(error),
