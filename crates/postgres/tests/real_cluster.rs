@@ -7,7 +7,8 @@ use std::collections::HashMap;
 use cluster::{Cluster, full_server, servers};
 use pgthaw_postgres::catalogs::{self, DatabaseRow};
 use pgthaw_postgres::control::{self, ClusterState, ControlFile, StartFacts, StartKind};
-use pgthaw_postgres::lsn::Lsn;
+use pgthaw_postgres::label::{self, BackupLabel};
+use pgthaw_postgres::lsn::{Lsn, segment_name};
 use pgthaw_postgres::version::Major;
 use pgthaw_postgres::{binaries, os_user::OsUser};
 use rustix::process::Signal;
@@ -228,4 +229,64 @@ fn the_installed_servers_are_found_and_tell_their_sizes() {
             bin.display()
         );
     }
+}
+
+#[test]
+fn a_real_backup_label_and_tablespace_map_are_read() {
+    let mut cluster = Cluster::new(&full_server(), &[]);
+    let base = cluster.data().parent().unwrap().to_path_buf();
+    let place = base.join("odd name\\with a\nline");
+    std::fs::create_dir(&place).unwrap();
+    std::os::unix::fs::chown(&place, Some(cluster.user.uid), Some(cluster.user.gid)).unwrap();
+    cluster.start(&["wal_level=replica", "max_wal_senders=3"]);
+    cluster.sql(&format!(
+        "CREATE TABLESPACE odd LOCATION E'{}'",
+        place.display().to_string().replace('\\', "\\\\").replace('\n', "\\n")
+    ));
+    let oid: u32 =
+        cluster.sql("SELECT oid FROM pg_tablespace WHERE spcname = 'odd'")[0].parse().unwrap();
+    let run = |program: &str, arguments: &[&str]| {
+        let output = cluster.command(program).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    run("pg_basebackup", &["-Ft", "-D", "backup", "-c", "fast", "-l", "monday's"]);
+    std::fs::create_dir(base.join("out")).unwrap();
+    let tar = std::process::Command::new("tar")
+        .args(["-xf", "backup/base.tar", "-C", "out"])
+        .current_dir(&base)
+        .status();
+    assert!(tar.unwrap().success());
+    let read = |file: &str| std::fs::read(base.join("out").join(file)).unwrap();
+    let control = ControlFile::parse(&read("global/pg_control")).unwrap();
+    let label = BackupLabel::parse(&read("backup_label")).unwrap();
+    assert_eq!((label.timeline, label.label.as_deref()), (1, Some("monday's")));
+    assert_eq!((label.start, label.checkpoint), (control.redo, control.checkpoint));
+    assert_eq!(label.start_segment, segment_name(1, label.start, control.wal_segment_size));
+    assert_eq!(label::tablespace_map(&read("tablespace_map")).unwrap(), [(oid, place)]);
+    let facts = StartFacts { backup_label: true, ..StartFacts::default() };
+    assert_eq!(control::what_start(&control, facts), Ok(StartKind::ArchiveRecovery));
+    let rows =
+        catalogs::tablespaces(&mut |file| std::fs::read(base.join("out").join(file))).unwrap();
+    assert!(rows.iter().any(|row| row.oid == oid && row.name == "odd"), "{rows:?}");
+}
+
+#[test]
+fn a_standby_that_was_shut_down_needs_archive_recovery() {
+    let mut cluster = Cluster::new(&full_server(), &[]);
+    std::fs::write(cluster.data().join("standby.signal"), "").unwrap();
+    cluster.start(&["hot_standby=on", "restore_command=false"]);
+    let running = control_file(&cluster);
+    assert_eq!(running.state, ClusterState::InArchiveRecovery);
+    assert!(
+        control::what_start(&running, StartFacts::default()).is_err(),
+        "a copy of it may be broken"
+    );
+    cluster.stop(Signal::INT);
+    let control = control_file(&cluster);
+    assert_eq!(control.state, ClusterState::ShutDownInRecovery);
+    assert_eq!(
+        control::what_start(&control, StartFacts::default()),
+        Ok(StartKind::StandbyDirectory)
+    );
+    compare_with_control_data(&control, &control_data(&cluster).unwrap());
 }
