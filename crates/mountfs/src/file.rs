@@ -112,7 +112,7 @@ struct State {
 }
 
 /// What `stat` shows besides the size.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Facts {
     pub(crate) mode: u16,
     pub(crate) mtime: SystemTime,

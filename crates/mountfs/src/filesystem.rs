@@ -82,7 +82,7 @@ impl FileSystem {
     ) -> io::Result<Self> {
         let layer = Arc::new(Layer::open(layer_directory)?);
         Ok(Self {
-            names: RwLock::new(tree.names),
+            names: RwLock::new(tree.into_names()),
             storage: Storage { lower, layer, poison: OnceLock::new() },
             owner,
             faults: Faults::new(on_fault),
@@ -480,6 +480,7 @@ impl FileSystem {
                 Err(_) => Err(Errno::IO), // answered before
                 Ok(filled) => Ok(filled),
             };
+            drop(taken.target); // whoever gets the reply may remove the file, and expects its space back
             match reply {
                 Some(Reply::Read(reply)) => reply(done.map(|filled| &buf[..filled])),
                 Some(Reply::Done(reply)) => reply(done.map(drop)),

@@ -1,5 +1,6 @@
 //! What the mount shows before anything is written: built once, from the backup's map.
 
+use std::collections::HashMap;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,9 +20,9 @@ pub(crate) const FILE_MODE: u16 = 0o600;
 ///
 /// Paths are relative, with `/` between their parts; directories on the way are made.
 pub struct Tree {
-    pub(crate) names: Names,
-    /// Directories made on the way, not named yet.
-    implied: std::collections::HashSet<Ino>,
+    names: Names,
+    /// The directories, with what is to be shown of those that were added by name.
+    directories: HashMap<Ino, Option<Facts>>,
     made: SystemTime,
 }
 
@@ -36,7 +37,7 @@ impl Tree {
     pub fn new() -> Self {
         let made = SystemTime::now();
         let facts = Facts { mode: DIRECTORY_MODE, mtime: made, ctime: made };
-        Self { names: Names::new(facts), implied: std::collections::HashSet::new(), made }
+        Self { names: Names::new(facts), directories: HashMap::new(), made }
     }
 
     /// Adds a directory; `mtime` in seconds since 1970.
@@ -47,21 +48,25 @@ impl Tree {
         let path = path.as_ref();
         let facts = facts(DIRECTORY_MODE, mtime);
         let (parent, name) = self.parent(path)?;
-        match self.names.child(parent, name) {
-            Ok(ino) if self.implied.remove(&ino) => {
-                if let Ok(node) = self.names.node_mut(ino)
-                    && let Body::Directory(directory) = &mut node.body
-                {
-                    directory.facts = facts;
-                }
-                Ok(())
+        let ino = match self.names.child(parent, name) {
+            Ok(ino) if self.directories.get(&ino) == Some(&None) => ino,
+            _ => {
+                self.names.make_directory(parent, name, facts).map_err(|err| refused(path, err))?
             }
-            _ => self
-                .names
-                .make_directory(parent, name, facts)
-                .map(drop)
-                .map_err(|err| refused(path, err)),
+        };
+        self.directories.insert(ino, Some(facts));
+        Ok(())
+    }
+
+    /// Returns the names, with the directories' times as they were given.
+    pub(crate) fn into_names(mut self) -> Names {
+        for (ino, facts) in self.directories {
+            let node = self.names.node_mut(ino).map(|node| &mut node.body);
+            if let (Some(facts), Ok(Body::Directory(directory))) = (facts, node) {
+                directory.facts = facts;
+            }
         }
+        self.names
     }
 
     /// Adds a file of exactly `size` bytes that are the lower's file `lower`; `mtime` in seconds since 1970.
@@ -125,7 +130,7 @@ impl Tree {
                         .names
                         .make_directory(at, part, facts)
                         .map_err(|err| refused(path, err))?;
-                    self.implied.insert(ino);
+                    self.directories.insert(ino, None);
                     ino
                 }
             };
@@ -176,4 +181,43 @@ pub enum TreeError {
         /// The size in bytes.
         size: u64,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_each_plain_path_once() {
+        let mut tree = Tree::new();
+        tree.file("data/base/1/2619", 0, 8192, 5).unwrap();
+        tree.directory("data/base", -7).unwrap();
+        tree.symlink("data/pg_tblspc/16400", "/somewhere").unwrap();
+        let bad = |path: &str| Err(TreeError::BadPath { path: path.into() });
+        let duplicate = |path: &str| Err(TreeError::Duplicate { path: path.into() });
+        let below = |path: &str| Err(TreeError::BelowFile { path: path.into() });
+        let long = "x".repeat(256);
+        let cases = [
+            ("data/base", duplicate("data/base")),
+            ("data/base/1/2619", duplicate("data/base/1/2619")),
+            ("data/base/1/2619/x", below("data/base/1/2619/x")),
+            ("data/pg_tblspc/16400/x", below("data/pg_tblspc/16400/x")),
+            ("", bad("")),
+            ("/etc", bad("/etc")),
+            ("data//x", bad("data//x")),
+            ("data/", bad("data/")),
+            ("../x", bad("../x")),
+            ("data/../x", bad("data/../x")),
+            ("data/.", bad("data/.")),
+            (&long, bad(&long)),
+            ("data/base/1", Ok(())),
+        ];
+        for (path, want) in cases {
+            assert_eq!(tree.directory(path, 0), want, "{path}");
+        }
+        let size = MAX_FILE_SIZE + 1;
+        let too_large = Err(TreeError::TooLarge { path: "large".into(), size });
+        assert_eq!(tree.file("large", 0, size, 0), too_large);
+        tree.file("large", 0, MAX_FILE_SIZE, i64::MIN).unwrap();
+    }
 }

@@ -2,6 +2,7 @@
 
 #![allow(dead_code)] // each test binary uses its part
 
+pub mod fsx;
 pub mod model;
 
 use std::io;
@@ -39,6 +40,12 @@ impl Gate {
     pub fn set_shut(&self, shut: bool) {
         self.state.lock().unwrap().shut = shut;
         self.changed.notify_all();
+    }
+
+    /// How often the lower was asked.
+    pub fn tries(&self) -> u64 {
+        let state = self.state.lock().unwrap();
+        state.tries + state.waiting as u64
     }
 
     pub fn wait_until_waiting(&self, count: usize) {
@@ -165,5 +172,14 @@ impl Random {
 
     pub fn below(&mut self, limit: usize) -> usize {
         (self.next() % limit as u64) as usize
+    }
+}
+
+/// Waits until `condition` holds, for ten seconds at most.
+pub fn until(what: &str, condition: impl Fn() -> bool) {
+    let limit = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while !condition() {
+        assert!(std::time::Instant::now() < limit, "not within ten seconds: {what}");
+        std::thread::sleep(std::time::Duration::from_millis(5));
     }
 }
