@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use pgthaw_session::session::Place;
 
+pub use mounts::is_empty_directory;
 pub use private_directory::{Owner, check_parent, create_private_directory};
 pub use shared_memory::record_creator;
 
@@ -63,15 +64,15 @@ pub struct Leftover {
 /// What was found, or removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Cleaning {
-    /// The things that are there ([`find`]) or were removed ([`remove`]).
-    pub leftovers: Vec<Leftover>,
+    /// The things that are there ([`find`]), or were there and are removed ([`remove`]).
+    pub found: Vec<Leftover>,
     /// What could not be looked at or removed, with the reason; empty when nothing of the session is left.
     pub failed: Vec<String>,
 }
 
 impl Cleaning {
     fn add(&mut self, kind: Kind, name: impl fmt::Display) {
-        self.leftovers.push(Leftover { kind, name: name.to_string() });
+        self.found.push(Leftover { kind, name: name.to_string() });
     }
 
     fn add_if(&mut self, kind: Kind, path: &Path, outcome: io::Result<bool>) {
@@ -294,7 +295,7 @@ mod tests {
         }
 
         fn kinds(cleaning: &Cleaning) -> Vec<Kind> {
-            cleaning.leftovers.iter().map(|leftover| leftover.kind).collect()
+            cleaning.found.iter().map(|leftover| leftover.kind).collect()
         }
     }
 
@@ -360,7 +361,7 @@ mod tests {
         let mountpoint = scene.place.mountpoint.clone();
         scene.mount(&mountpoint);
         let removed = remove(&scene.place);
-        assert_eq!((removed.failed.len(), removed.leftovers.len()), (0, 3), "{removed:?}");
+        assert_eq!((removed.failed.len(), removed.found.len()), (0, 3), "{removed:?}");
         assert!(!scene.place.work_directory.exists());
     }
 
@@ -378,7 +379,7 @@ mod tests {
 
         assert_eq!(find(&scene.place).failed.len(), 2);
         let removed = remove(&scene.place);
-        assert_eq!(removed.leftovers, []);
+        assert_eq!(removed.found, []);
         assert_eq!(removed.failed.len(), 3, "{removed:?}");
         for directory in
             [&scene.place.mountpoint, &scene.place.work_directory, &scene.place.dump_directory]
@@ -395,7 +396,7 @@ mod tests {
         fs::create_dir_all(&scene.place.mountpoint).unwrap();
         fs::create_dir(&neighbour).unwrap();
         let removed = remove(&scene.place);
-        assert_eq!((removed.failed.len(), removed.leftovers.len()), (0, 1), "{removed:?}");
+        assert_eq!((removed.failed.len(), removed.found.len()), (0, 1), "{removed:?}");
         assert!(!scene.place.mountpoint.exists() && neighbour.exists());
     }
 

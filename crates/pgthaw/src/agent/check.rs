@@ -1,0 +1,152 @@
+//! The check before anything is touched: may this account do what the export needs, and is there room?
+//!
+//! Owns the findings, each with its remedy. What is read from the machine is gathered first ([`Environment`]), then
+//! judged without I/O, so that all errors and warnings are told at once. Errors are certainties and refuse the export;
+//! estimates are warnings with their figures. Leaves it to the repository's side whether a backup can be read at all.
+//! Start at [`run`].
+
+mod databases;
+mod directories;
+mod environment;
+mod locales;
+mod logind;
+
+use std::path::{Path, PathBuf};
+
+use pgthaw_mover::TargetDirectory;
+use pgthaw_postgres::isolation::Isolation;
+use pgthaw_session::observed::Failure;
+
+use self::environment::{Environment, Fuse};
+use crate::wire::{CheckReport, CheckTask};
+
+/// The block size that PostgreSQL is nearly always built with, and the only one that is read, in bytes.
+const BLOCK_SIZE: u32 = 8192;
+/// A repository may take this long to answer before a read fails, in seconds.
+const STALL_LIMIT: u64 = 30 * 60;
+
+/// Checks whether the export of `task` can be made on this machine. Changes nothing.
+pub fn run(task: &CheckTask) -> CheckReport {
+    judge(&Environment::look(task), task)
+}
+
+/// Returns the directories that have to be made for `path` to exist, the outermost first, itself last.
+pub fn missing_directories(path: &Path) -> Vec<PathBuf> {
+    TargetDirectory::missing(path)
+}
+
+/// Says everything there is to say about an export of `task` in `environment`.
+fn judge(environment: &Environment, task: &CheckTask) -> CheckReport {
+    let mut report = CheckReport::default();
+    for note in &task.facts.notes {
+        report.warning(note, None);
+    }
+    for (what, path) in &task.facts.further_roots {
+        report.passed.push(format!("{what} is read from `{}`", path.display()));
+    }
+    let chosen = databases::judge(&mut report, task);
+    programs(&mut report, environment, task);
+    fuse(&mut report, &environment.fuse, environment.root);
+    isolation(&mut report, &environment.isolation, environment.root);
+    locales::judge(&mut report, environment.locales.as_ref(), &chosen);
+    directories::judge(&mut report, environment, task, &chosen);
+    if let Some(logind) = &environment.logind {
+        logind::judge(&mut report, logind, &environment.isolation);
+    }
+    report
+}
+
+fn add_failure(report: &mut CheckReport, failure: &Failure) {
+    report.error(&failure.message, failure.hint.clone());
+}
+
+/// PostgreSQL's programs, the account that runs them, and what the user passes on to `pg_dump`.
+fn programs(report: &mut CheckReport, environment: &Environment, task: &CheckTask) {
+    let blocks = task.facts.start.block_size;
+    if blocks != BLOCK_SIZE {
+        let text =
+            format!("the cluster has blocks of {blocks} bytes; only {BLOCK_SIZE} are supported");
+        report.error(text, Some("restore this backup with its own tool".into()));
+    }
+    match &environment.os_user {
+        Ok(user) if environment.root => {
+            report.passed.push(format!("PostgreSQL runs as the account {}", user.name));
+        }
+        Ok(_) => {}
+        Err(failure) => add_failure(report, failure),
+    }
+    match &environment.programs {
+        Ok(programs) => {
+            let (version, directory) =
+                (&programs.binaries.version, programs.binaries.directory.display());
+            report.passed.push(format!("PostgreSQL {version} in {directory}"));
+            if let Some(built) =
+                programs.block_size.filter(|built| *built != blocks && blocks == BLOCK_SIZE)
+            {
+                let text = format!(
+                    "PostgreSQL in {directory} is built for blocks of {built} bytes, the cluster has {blocks}"
+                );
+                report.error(text, Some("name programs built alike with --pg-bin".into()));
+            }
+        }
+        Err(failure) => add_failure(report, failure),
+    }
+    if let Err(failure) = &environment.dump_arguments {
+        report.usage_error(&failure.message, failure.hint.clone());
+    }
+}
+
+/// Whether this account may mount, and what the kernel does to those who wait for a mount.
+fn fuse(report: &mut CheckReport, fuse: &Fuse, root: bool) {
+    if let Err(failure) = &fuse.device {
+        add_failure(report, failure);
+    }
+    if let Err(failure) = &fuse.helper {
+        add_failure(report, failure);
+    }
+    if let Some(problem) = &fuse.mountpoint_problem {
+        report.error(problem, Some("let all accounts enter that directory (mode 0755)".into()));
+    }
+    if fuse.device.is_ok() && fuse.helper.is_ok() && fuse.mountpoint_problem.is_none() {
+        let how = if root { "as root" } else { "with fusermount3" };
+        report.passed.push(format!("FUSE can be used {how}"));
+    }
+    let limits = (STALL_LIMIT / 60, |seconds: &u64| *seconds < STALL_LIMIT);
+    if let Some(seconds) = fuse.request_timeout.filter(limits.1) {
+        let text = format!(
+            "the kernel gives up a mount after {seconds} s without an answer; a repository may need up to {} min",
+            limits.0
+        );
+        let remedy = "raise fs.fuse.default_request_timeout and fs.fuse.max_request_timeout, or set them to 0";
+        report.warning(text, Some(remedy.into()));
+    }
+    if let Some(seconds) = fuse.hung_task_panic.filter(limits.1) {
+        let text = format!(
+            "the kernel panics when a process waits for {seconds} s (kernel.hung_task_panic), and a repository that does \
+             not answer makes processes wait"
+        );
+        report.warning(
+            text,
+            Some("set kernel.hung_task_panic to 0 for the time of the export".into()),
+        );
+    }
+}
+
+fn isolation(report: &mut CheckReport, isolation: &Isolation, root: bool) {
+    let line = format!("the instance will be {}", isolation.describe());
+    match isolation {
+        Isolation::Namespaces | Isolation::UserNamespace => report.passed.push(line),
+        Isolation::ConfigurationOnly { .. } => {
+            let remedy = if root {
+                "in a container, give it the capability CAP_SYS_ADMIN"
+            } else {
+                "allow unprivileged user namespaces (kernel.unprivileged_userns_clone=1 or \
+                 kernel.apparmor_restrict_unprivileged_userns=0, where the kernel has them), or start pgthaw as root"
+            };
+            report.warning(line, Some(remedy.into()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
