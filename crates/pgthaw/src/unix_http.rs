@@ -487,7 +487,7 @@ mod tests {
         let server = tokio::spawn(async move {
             use tokio::io::{AsyncReadExt, AsyncWriteExt};
             let (mut peer, _) = listener.accept().await.unwrap();
-            peer.read(&mut [0; 4096]).await.unwrap();
+            assert!(peer.read(&mut [0; 4096]).await.unwrap() > 0);
             peer.write_all(
                 b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n9\r\ndata: 1\n\n\r\n",
             )

@@ -1,0 +1,311 @@
+//! The way to this account's server: where it is, starting it when none runs, and asking it.
+
+use std::collections::VecDeque;
+use std::fs::{DirBuilder, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::process::{Child, Command};
+
+use crate::unix_http::{self, ClientError, EventStream};
+use crate::wire::ApiError;
+
+/// Name of the socket in the state directory.
+const SOCKET: &str = "server.sock";
+/// What a server that a command started says, in the state directory.
+const LOG: &str = "server.log";
+/// A log longer than this (bytes) begins anew with the next server.
+const LOG_MAX: u64 = 1 << 20;
+/// How long a server may take until it answers.
+const START_LIMIT: Duration = Duration::from_secs(20);
+/// How long a running server may take to say its version.
+const VERSION_LIMIT: Duration = Duration::from_secs(10);
+/// How often a server that is there may break a connection off before that is an error: one that is ending does it once.
+const BROKEN_MAX: u32 = 20;
+/// Between two looks at a server that starts.
+const POLL: Duration = Duration::from_millis(25);
+
+/// What stands in no session's id.
+const NOT_IN_IDS: AsciiSet = NON_ALPHANUMERIC.remove(b'-');
+
+const OUR_VERSION: &str = env!("CARGO_PKG_VERSION");
+
+impl From<ClientError> for ApiError {
+    fn from(error: ClientError) -> Self {
+        match error {
+            ClientError::Api(error) => error,
+            ClientError::NotListening(_) | ClientError::Broken { .. } => Self {
+                message: format!("pgthaw's server: {error}"),
+                hint: Some(
+                    "sessions go on without their server; try again, and see `pgthaw sessions`"
+                        .into(),
+                ),
+                usage: false,
+            },
+        }
+    }
+}
+
+/// Where this account's server keeps its sessions, its socket and its log: `$XDG_STATE_HOME/pgthaw` or `~/.local/state/pgthaw`; as
+/// root `/var/lib/pgthaw`, unless `$XDG_STATE_HOME` is a directory of root's.
+pub fn state_directory() -> PathBuf {
+    let root = rustix::process::geteuid().is_root();
+    let from_environment =
+        |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let state_home = from_environment("XDG_STATE_HOME");
+    // Under `sudo -E` the variable names the user's own directory.
+    let state_home = state_home
+        .filter(|path| !root || std::fs::metadata(path).is_ok_and(|meta| meta.uid() == 0));
+    match state_home {
+        Some(home) => home.join("pgthaw"),
+        None if root => "/var/lib/pgthaw".into(),
+        None => from_environment("HOME")
+            .or_else(home_of_account)
+            .unwrap_or_else(|| "/".into())
+            .join(".local/state/pgthaw"),
+    }
+}
+
+/// The home directory that the account database names: the sixth field of passwd(5).
+fn home_of_account() -> Option<PathBuf> {
+    let uid = rustix::process::geteuid().as_raw().to_string();
+    let output = std::process::Command::new("getent").args(["passwd", &uid]).output().ok()?;
+    let entry = String::from_utf8(output.stdout).ok()?;
+    entry.trim_end().split(':').nth(5).map(PathBuf::from).filter(|home| home.is_absolute())
+}
+
+/// A server that answered with our own version.
+#[derive(Debug, Clone)]
+pub struct Client {
+    state: PathBuf,
+}
+
+impl Client {
+    /// Finds this account's server, or starts one.
+    ///
+    /// # Errors
+    /// When none can be started, or one of another version runs.
+    pub async fn connect() -> Result<Self, ApiError> {
+        let client = Self { state: state_directory() };
+        client.ensure_server().await?;
+        Ok(client)
+    }
+
+    /// Asks with `GET`.
+    ///
+    /// # Errors
+    /// What the server says, or that it is gone.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
+        self.request("GET", path, None::<()>).await
+    }
+
+    /// Asks with `POST`.
+    ///
+    /// # Errors
+    /// What the server says, or that it is gone.
+    pub async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ApiError> {
+        self.request("POST", path, Some(body)).await
+    }
+
+    /// Opens the events of a session.
+    ///
+    /// # Errors
+    /// [`ClientError`]: a follower goes on after a broken connection.
+    pub async fn events(&self, id: &str) -> Result<EventStream, ClientError> {
+        unix_http::stream(&self.socket(), &session_path(id, "/events")).await
+    }
+
+    async fn request<T: DeserializeOwned>(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<impl Serialize>,
+    ) -> Result<T, ApiError> {
+        let answer = unix_http::request(&self.socket(), method, path, body.as_ref()).await;
+        if !matches!(answer, Err(ClientError::NotListening(_))) {
+            return Ok(answer?);
+        }
+        self.ensure_server().await?; // it had just ended itself; nothing was sent
+        Ok(unix_http::request(&self.socket(), method, path, body).await?)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.state.join(SOCKET)
+    }
+
+    /// Returns once a server of our version answers; starts one when none listens.
+    ///
+    /// # Errors
+    /// When none can be started, or one of another version runs.
+    pub async fn ensure_server(&self) -> Result<(), ApiError> {
+        let deadline = Instant::now() + START_LIMIT;
+        let mut started: Option<Child> = None;
+        let mut broken = 0;
+        loop {
+            let trouble = match self.version().await {
+                Ok(version) if version == OUR_VERSION => return Ok(()),
+                Ok(version) => return Err(other_version(&version)),
+                Err(ClientError::Api(error)) => return Err(error),
+                Err(error @ ClientError::Broken { .. }) if broken < BROKEN_MAX => {
+                    broken += 1;
+                    error
+                }
+                Err(error @ ClientError::Broken { .. }) => return Err(error.into()),
+                Err(error @ ClientError::NotListening(_)) => {
+                    let ended = match &mut started {
+                        None => true,
+                        Some(child) => match child.try_wait() {
+                            Ok(None) => false,
+                            Ok(Some(status)) if status.success() => true, // another server was there, and may be ending
+                            Ok(Some(_)) | Err(_) => return Err(self.not_started("it ended")),
+                        },
+                    };
+                    if ended {
+                        started = Some(self.start()?);
+                    }
+                    error
+                }
+            };
+            if Instant::now() > deadline {
+                let limit = START_LIMIT.as_secs();
+                return Err(
+                    self.not_started(&format!("it does not answer after {limit} s ({trouble})"))
+                );
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    async fn version(&self) -> Result<String, ClientError> {
+        #[derive(serde::Deserialize)]
+        struct Answer {
+            version: String,
+        }
+        let socket = self.socket();
+        let asked = unix_http::request::<Answer>(&socket, "GET", "/v1/version", None::<()>);
+        match tokio::time::timeout(VERSION_LIMIT, asked).await {
+            Ok(answer) => answer.map(|answer| answer.version),
+            Err(_) => {
+                Err(ClientError::Broken { socket, reason: "the server does not answer".into() })
+            }
+        }
+    }
+
+    /// Starts a server that neither our terminal nor our end can reach.
+    fn start(&self) -> Result<Child, ApiError> {
+        let failed = |what: String, err: io::Error| ApiError {
+            message: format!("{what}: {err}"),
+            hint: Some(
+                "pgthaw keeps its sessions there ($XDG_STATE_HOME names another place)".into(),
+            ),
+            usage: false,
+        };
+        let state = &self.state;
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(state);
+        made.map_err(|err| failed(format!("make the state directory `{}`", state.display()), err))?;
+        let log = state.join(LOG);
+        let begin_anew = std::fs::metadata(&log).is_ok_and(|meta| meta.len() > LOG_MAX);
+        let errors =
+            OpenOptions::new().create(true).append(true).mode(0o600).open(&log).and_then(|file| {
+                if begin_anew {
+                    file.set_len(0)?;
+                }
+                Ok(file)
+            });
+        let errors = errors.map_err(|err| failed(format!("write `{}`", log.display()), err))?;
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0("pgthaw").args(["serve", "--until-idle"]).current_dir("/");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors);
+        // SAFETY: between fork and exec only async-signal-safe system calls are made.
+        unsafe { command.pre_exec(leave_terminal) };
+        command.spawn().map_err(|err| failed("start pgthaw's server".into(), err))
+    }
+
+    fn not_started(&self, why: &str) -> ApiError {
+        let log = self.state.join(LOG);
+        let said = last_lines(&log, 5);
+        ApiError {
+            message: format!(
+                "pgthaw's server did not start: {why}{}",
+                said.map_or_else(String::new, |said| format!("\n{said}"))
+            ),
+            hint: Some(format!("see `{}`", log.display())),
+            usage: false,
+        }
+    }
+}
+
+/// Path of a session in the server's API; an id that no session can have stays harmless.
+pub fn session_path(id: &str, rest: &str) -> String {
+    let id = utf8_percent_encode(id, &NOT_IN_IDS);
+    format!("/v1/sessions/{id}{rest}")
+}
+
+/// Gives the server a session of its own, and nothing of our caller's open files: it would hold locks and pipes for as long as it lives.
+fn leave_terminal() -> io::Result<()> {
+    rustix::process::setsid()?;
+    // SAFETY: the call takes numbers only and changes flags of descriptors. Kernels before 5.11 refuse it, which is no harm.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    Ok(())
+}
+
+fn other_version(version: &str) -> ApiError {
+    ApiError {
+        message: format!(
+            "this is pgthaw {OUR_VERSION}, but the server of this account that runs is pgthaw {version}"
+        ),
+        hint: Some(
+            "it ends itself soon after its last session has ended; until then use that version"
+                .into(),
+        ),
+        usage: false,
+    }
+}
+
+fn last_lines(log: &Path, count: usize) -> Option<String> {
+    let bytes = std::fs::read(log).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    let mut last = VecDeque::new();
+    for line in text.lines().filter(|line| !line.trim().is_empty()) {
+        if last.len() == count {
+            last.pop_front();
+        }
+        last.push_back(line);
+    }
+    (!last.is_empty()).then(|| last.into_iter().collect::<Vec<_>>().join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_stay_one_part_of_a_path() {
+        assert_eq!(
+            session_path("20261122-101112-kqvd", "/log"),
+            "/v1/sessions/20261122-101112-kqvd/log"
+        );
+        assert_eq!(session_path("../x?y", ""), "/v1/sessions/%2E%2E%2Fx%3Fy");
+    }
+
+    #[test]
+    fn the_end_of_a_log_is_shown() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("log");
+        assert_eq!(last_lines(&log, 2), None);
+        std::fs::write(&log, "\n\n").unwrap();
+        assert_eq!(last_lines(&log, 2), None);
+        std::fs::write(&log, "one\ntwo\n\nthree\n").unwrap();
+        assert_eq!(last_lines(&log, 2).as_deref(), Some("two\nthree"));
+    }
+}

@@ -1,0 +1,186 @@
+//! The commands that follow a session: `export`, `attach`, `retry`, `cancel`.
+
+use std::future::Future;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use pgthaw_session::{SessionState, Status};
+
+use super::arguments::{AttachArguments, CancelArguments, ExportArguments, Output, RetryArguments};
+use super::client::{Client, session_path};
+use super::follow::{Ending, Interrupts, OnInterrupt, follow};
+use super::report::{self, Delivered};
+use super::requests::Surroundings;
+use super::{Answer, terminal};
+use crate::wire::{ApiError, LogLine, SessionCreated};
+
+/// `pgthaw export`.
+pub async fn export(arguments: &ExportArguments) -> Answer {
+    let request = Surroundings::look()?.export(&arguments.export)?;
+    let mut interrupts = Interrupts::notice()?;
+    let output = arguments.output.output;
+    let begun = Timestamp::now();
+    let create = async {
+        let client = Client::connect().await?;
+        let created: SessionCreated = client.post("/v1/sessions", &request).await?;
+        Ok::<_, ApiError>((client, created.id))
+    };
+    let Some((created, interrupted)) = unless_left(create, &mut interrupts).await else {
+        return Ok(left(None));
+    };
+    let (client, id) = created?;
+    if interrupted {
+        client.post::<Status>(&session_path(&id, "/stop"), &()).await?;
+    } else if arguments.detach {
+        return detached(&client, &id, output).await;
+    }
+    let on_interrupt = if interrupted { OnInterrupt::Leave } else { OnInterrupt::Stop };
+    let ending = follow(&client, &id, 0, on_interrupt, &mut interrupts).await?;
+    Ok(finish(ending, &id, interrupted, Some(begun), output))
+}
+
+/// `pgthaw attach`.
+pub async fn attach(client: &Client, arguments: &AttachArguments) -> Answer {
+    let mut interrupts = Interrupts::notice()?;
+    let status: Status = client.get(&session_path(&arguments.id, "")).await?;
+    let begun = status.state.is_active().then_some(status.created_at);
+    let ending = follow(client, &status.id, 0, OnInterrupt::Stop, &mut interrupts).await?;
+    Ok(finish(ending, &status.id, false, begun, arguments.output.output))
+}
+
+/// `pgthaw retry`.
+pub async fn retry(client: &Client, arguments: &RetryArguments) -> Answer {
+    let mut interrupts = Interrupts::notice()?;
+    let output = arguments.output.output;
+    let path = session_path(&arguments.id, "");
+    let before: Status = client.get(&path).await?;
+    let log: Vec<LogLine> = client.get(&session_path(&arguments.id, "/log")).await?;
+    let begun = Timestamp::now();
+    let status: Status = client.post(&session_path(&arguments.id, "/retry"), &()).await?;
+    let id = &status.id;
+    if before.state == SessionState::Succeeded {
+        terminal::tell(&report::ended_line(&before));
+        if output == Output::Json {
+            terminal::print_json(&before);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    if arguments.detach {
+        return detached(client, id, output).await;
+    }
+    let retried = before.state == SessionState::Failed;
+    let known = if retried { log.len() } else { 0 };
+    if let (true, Some(first)) = (retried, log.first()) {
+        terminal::tell(&first.text); // where it recovers to, as for every export
+    }
+    let ending = follow(client, id, known, OnInterrupt::Stop, &mut interrupts).await?;
+    Ok(finish(ending, id, false, Some(if retried { begun } else { status.created_at }), output))
+}
+
+/// `pgthaw cancel`.
+pub async fn cancel(client: &Client, arguments: &CancelArguments) -> Answer {
+    let mut interrupts = Interrupts::notice()?;
+    let output = arguments.output.output;
+    let log: Vec<LogLine> = client.get(&session_path(&arguments.id, "/log")).await?;
+    let status: Status = client.post(&session_path(&arguments.id, "/cancel"), &()).await?;
+    let id = &status.id;
+    let status = match follow(client, id, log.len(), OnInterrupt::Leave, &mut interrupts).await? {
+        Ending::Left => return Ok(left(Some(id))),
+        Ending::Ended { status, .. } => status,
+    };
+    if output == Output::Json {
+        terminal::print_json(&status);
+    }
+    if status.state == SessionState::Canceled {
+        terminal::tell(&report::ended_line(&status));
+        return Ok(ExitCode::SUCCESS);
+    }
+    if status.state == SessionState::Succeeded {
+        terminal::tell(&report::ended_line(&status)); // it was faster
+    } else {
+        terminal::tell_error(&report::failure(&status));
+    }
+    Ok(ExitCode::from(terminal::FAILED))
+}
+
+/// Says the session's id and leaves it at work.
+async fn detached(client: &Client, id: &str, output: Output) -> Answer {
+    let log: Vec<LogLine> = client.get(&session_path(id, "/log")).await?;
+    if let Some(first) = log.first() {
+        terminal::tell(&first.text);
+    }
+    match output {
+        Output::Text => terminal::print(&format!("{id}\n")),
+        Output::Json => terminal::print_json(&client.get::<Status>(&session_path(id, "")).await?),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Waits for `work`, with whether there was one Ctrl-C meanwhile; `None` after the second.
+async fn unless_left<T>(
+    work: impl Future<Output = T>,
+    interrupts: &mut Interrupts,
+) -> Option<(T, bool)> {
+    let mut work = std::pin::pin!(work);
+    tokio::select! {
+        done = &mut work => return Some((done, false)),
+        () = interrupts.next() => terminal::tell("pgthaw: stopping; Ctrl-C again leaves at once"),
+    }
+    tokio::select! {
+        done = work => Some((done, true)),
+        () = interrupts.next() => None,
+    }
+}
+
+/// Says that the session goes on without us.
+fn left(id: Option<&str>) -> ExitCode {
+    terminal::tell(&match id {
+        Some(id) => format!(
+            "pgthaw: session {id} goes on; `pgthaw attach {id}` follows it, `pgthaw cancel {id}` undoes it"
+        ),
+        None => "pgthaw: left; a session may have begun, see `pgthaw sessions`".into(),
+    });
+    ExitCode::from(terminal::INTERRUPTED)
+}
+
+/// Says how a followed session ended. `begun` is when the work began that was followed.
+fn finish(
+    ending: Ending,
+    id: &str,
+    stopped_before: bool,
+    begun: Option<Timestamp>,
+    output: Output,
+) -> ExitCode {
+    let (status, stopped) = match ending {
+        Ending::Left => return left(Some(id)),
+        Ending::Ended { status, stopped } => (status, stopped || stopped_before),
+    };
+    if output == Output::Json {
+        terminal::print_json(&status);
+    }
+    match status.state {
+        SessionState::Succeeded => {
+            if output == Output::Text {
+                let took = begun.and_then(|begun| {
+                    Duration::try_from(Timestamp::now().duration_since(begun)).ok()
+                });
+                let delivered = Delivered::look(Path::new(&status.target));
+                terminal::print(&report::success(&status, &delivered, took));
+            }
+            ExitCode::SUCCESS
+        }
+        SessionState::Failed => {
+            terminal::tell_error(&report::failure(&status));
+            for line in report::after_failure(&status) {
+                terminal::tell(&line);
+            }
+            ExitCode::from(if stopped { terminal::INTERRUPTED } else { terminal::FAILED })
+        }
+        _ => {
+            terminal::tell(&report::ended_line(&status));
+            ExitCode::from(terminal::FAILED)
+        }
+    }
+}

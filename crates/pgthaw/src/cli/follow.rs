@@ -1,0 +1,282 @@
+//! Following a session to its end: its log lines, its progress, Ctrl-C, and a server that goes away meanwhile.
+//!
+//! A session never depends on its follower. A broken connection is made again, with a new server where the old one is gone; a lost
+//! terminal ends this process (SIGHUP) and nothing else.
+
+use std::time::{Duration, Instant};
+
+use pgthaw_session::Status;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+
+use super::client::{Client, session_path};
+use super::progress::Progress;
+use crate::unix_http::ClientError;
+use crate::wire::{ApiError, LogLine};
+
+/// A connection that held longer than this was a good one.
+const GOOD_CONNECTION: Duration = Duration::from_secs(10);
+/// How many connections in a row may break early.
+const TRIES: u32 = 8;
+
+/// Ctrl-C, noticed from the moment this is made.
+pub struct Interrupts(Signal);
+
+impl Interrupts {
+    /// Begins to notice.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn notice() -> Result<Self, ApiError> {
+        let failed =
+            |err| ApiError { message: format!("wait for Ctrl-C: {err}"), hint: None, usage: false };
+        signal(SignalKind::interrupt()).map(Self).map_err(failed)
+    }
+
+    /// Waits for the next Ctrl-C.
+    pub async fn next(&mut self) {
+        if self.0.recv().await.is_none() {
+            std::future::pending().await // the runtime ends
+        }
+    }
+}
+
+/// What the first Ctrl-C does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnInterrupt {
+    /// Asks the session to stop; only a second one leaves.
+    Stop,
+    /// Leaves the session alone.
+    Leave,
+}
+
+/// How following ended.
+#[derive(Debug)]
+pub enum Ending {
+    /// The session is no longer at work.
+    Ended {
+        /// Its last status.
+        status: Box<Status>,
+        /// Whether it was asked to stop.
+        stopped: bool,
+    },
+    /// The user left; the session goes on.
+    Left,
+}
+
+/// Follows session `id` until it is no longer at work, showing log lines but the `known` ones.
+///
+/// # Errors
+/// When the server refuses, or cannot be reached any more.
+pub async fn follow(
+    client: &Client,
+    id: &str,
+    known: usize,
+    on_interrupt: OnInterrupt,
+    interrupts: &mut Interrupts,
+) -> Result<Ending, ApiError> {
+    let mut progress = Progress::new();
+    let followed = watch(client, id, known, on_interrupt, interrupts, &mut progress).await;
+    progress.finish();
+    followed
+}
+
+async fn watch(
+    client: &Client,
+    id: &str,
+    known: usize,
+    on_interrupt: OnInterrupt,
+    interrupts: &mut Interrupts,
+    progress: &mut Progress,
+) -> Result<Ending, ApiError> {
+    let mut messages = messages(client, id);
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    let mut told = known;
+    let mut last: Option<Status> = None;
+    let mut stopping: Option<mpsc::Receiver<ApiError>> = None;
+    loop {
+        let stop_refused = async {
+            match &mut stopping {
+                Some(refusals) => match refusals.recv().await {
+                    Some(error) => error,
+                    None => std::future::pending().await,
+                },
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            message = messages.recv() => match message {
+                Some(Message::Log { number, line }) if number >= told => {
+                    told = number + 1;
+                    progress.tell(&line.text);
+                }
+                Some(Message::Log { .. }) => {}
+                Some(Message::Status(status)) => {
+                    if status.state.is_active() {
+                        progress.show(&status);
+                    }
+                    last = Some(*status);
+                }
+                Some(Message::Lost(reason)) => progress.tell(&format!("pgthaw: {reason}; the session goes on, connecting again")),
+                Some(Message::Failed(error)) => return Err(error),
+                None => {
+                    let Some(status) = last else { return Err(nothing_heard(id)) };
+                    return Ok(Ending::Ended { status: Box::new(status), stopped: stopping.is_some() });
+                }
+            },
+            () = interrupts.next() => {
+                if stopping.is_some() || on_interrupt == OnInterrupt::Leave {
+                    return Ok(Ending::Left);
+                }
+                progress.tell("pgthaw: stopping the session; Ctrl-C again leaves it alone");
+                stopping = Some(stop(client, id));
+            }
+            error = stop_refused => {
+                stopping = None;
+                progress.tell(&format!("pgthaw: the session cannot be stopped: {}", error.message));
+            }
+            _ = tick.tick() => progress.tick(),
+        }
+    }
+}
+
+/// Asks the session to stop; a refusal comes out of the channel.
+fn stop(client: &Client, id: &str) -> mpsc::Receiver<ApiError> {
+    let (refusals, receiver) = mpsc::channel(1);
+    let (client, path) = (client.clone(), session_path(id, "/stop"));
+    tokio::spawn(async move {
+        if let Err(error) = client.post::<Status>(&path, &()).await {
+            let _ = refusals.send(error).await; // the follower has left
+        }
+    });
+    receiver
+}
+
+fn nothing_heard(id: &str) -> ApiError {
+    ApiError {
+        message: format!("pgthaw's server told nothing about session {id}"),
+        hint: Some(format!("see `pgthaw session {id}`")),
+        usage: false,
+    }
+}
+
+/// What a session's followers hear.
+enum Message {
+    /// A line of its log; 0 is the first.
+    Log { number: usize, line: LogLine },
+    /// Its status has changed.
+    Status(Box<Status>),
+    /// The connection is lost and will be made again.
+    Lost(String),
+    /// Nothing more will be heard.
+    Failed(ApiError),
+}
+
+/// Why a connection ended.
+enum Closed {
+    /// The session is no longer at work.
+    Ended,
+    /// Nobody listens to the messages any more.
+    Unheard,
+    /// The server ended the stream while the session was at work.
+    Early,
+}
+
+/// Listens to a session's events, over as many connections as it takes. The channel closes when the session is no longer at work.
+fn messages(client: &Client, id: &str) -> mpsc::Receiver<Message> {
+    let (sender, receiver) = mpsc::channel(64);
+    let (client, id) = (client.clone(), id.to_owned());
+    tokio::spawn(async move {
+        let mut early = 0;
+        loop {
+            let begun = Instant::now();
+            let reason = match listen(&client, &id, &sender).await {
+                Ok(Closed::Ended | Closed::Unheard) => return,
+                Ok(Closed::Early) => "the server of this account has ended".to_owned(),
+                Err(ClientError::Api(error)) => {
+                    let _ = sender.send(Message::Failed(error)).await; // nobody listens any more
+                    return;
+                }
+                Err(error) => error.to_string(),
+            };
+            early = if begun.elapsed() > GOOD_CONNECTION { 1 } else { early + 1 };
+            if early == 1 && sender.send(Message::Lost(reason.clone())).await.is_err() {
+                return;
+            }
+            let again = match early {
+                1..TRIES => client.ensure_server().await,
+                _ => Err(lost_for_good(&id, &reason)),
+            };
+            if let Err(error) = again {
+                let _ = sender.send(Message::Failed(error)).await; // nobody listens any more
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100 << early.min(5))).await;
+        }
+    });
+    receiver
+}
+
+fn lost_for_good(id: &str, reason: &str) -> ApiError {
+    ApiError {
+        message: format!("session {id} cannot be followed: {reason}"),
+        hint: Some(format!("it goes on; `pgthaw attach {id}` follows it again")),
+        usage: false,
+    }
+}
+
+/// Listens on one connection.
+async fn listen(
+    client: &Client,
+    id: &str,
+    sender: &mpsc::Sender<Message>,
+) -> Result<Closed, ClientError> {
+    let mut events = client.events(id).await?;
+    let mut number = 0;
+    let mut active = true;
+    while let Some(event) = events.next().await? {
+        let message = match event.name.as_str() {
+            "log" => serde_json::from_value(event.data).map(|line| {
+                number += 1;
+                Message::Log { number: number - 1, line }
+            }),
+            "status" => serde_json::from_value::<Box<Status>>(event.data).map(|status| {
+                active = status.state.is_active();
+                Message::Status(status)
+            }),
+            _ => continue, // of a newer server
+        };
+        let message = message.map_err(|err| {
+            let message = format!("an event of session {id} cannot be read: {err}");
+            ClientError::Api(ApiError { message, hint: None, usage: false })
+        })?;
+        if sender.send(message).await.is_err() {
+            return Ok(Closed::Unheard);
+        }
+    }
+    Ok(if active { Closed::Early } else { Closed::Ended })
+}
+
+/// Hands every log line of a session to `take` until the session is no longer at work.
+///
+/// # Errors
+/// When the server refuses, or cannot be reached any more.
+pub async fn follow_log(
+    client: &Client,
+    id: &str,
+    mut take: impl FnMut(LogLine),
+) -> Result<(), ApiError> {
+    let mut messages = messages(client, id);
+    let mut told = 0;
+    while let Some(message) = messages.recv().await {
+        match message {
+            Message::Log { number, line } if number >= told => {
+                told = number + 1;
+                take(line);
+            }
+            Message::Failed(error) => return Err(error),
+            Message::Log { .. } | Message::Status(_) | Message::Lost(_) => {}
+        }
+    }
+    Ok(())
+}

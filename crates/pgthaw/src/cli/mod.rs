@@ -1,0 +1,295 @@
+//! The command line: what people type, and what they read. The only place that talks to a terminal.
+//!
+//! Owns spelling, help, rendering, progress and exit codes. All work is the server's: every command but a few asks it over
+//! [`client`], which starts one where none runs. Start at [`main`].
+
+mod arguments;
+pub mod client;
+mod configuration;
+mod export;
+mod follow;
+mod lists;
+mod progress;
+mod report;
+mod requests;
+#[cfg(test)]
+mod samples;
+mod terminal;
+mod text;
+mod values;
+
+use std::io;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use jiff::tz::TimeZone;
+use pgthaw_session::{RepositoryChoice, Status};
+
+use self::arguments::{
+    Arguments, BackupsArguments, CheckArguments, CleanArguments, Command, DatabasesArguments,
+    LogArguments, ManArguments, Output,
+};
+use self::client::{Client, session_path};
+use self::follow::Interrupts;
+use self::requests::Surroundings;
+use crate::wire::{
+    ApiError, BackupsAnswer, CheckAnswer, CleanAnswer, CleanRequest, DatabasesAnswer,
+    DatabasesRequest, LogLine,
+};
+
+/// What a command ends with; its error is told by [`main`].
+type Answer = Result<ExitCode, ApiError>;
+
+/// Does what the command line says.
+pub fn main() -> ExitCode {
+    let answer = match Arguments::parse().command {
+        Command::Serve(arguments) => return crate::server::run(arguments.until_idle),
+        Command::Internal(arguments) => return crate::internal::run(arguments.child),
+        Command::Completions(arguments) => completions(arguments.shell),
+        Command::Man(arguments) => man(&arguments),
+        command => tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|err| ApiError { message: format!("start: {err}"), hint: None, usage: false })
+            .and_then(|runtime| runtime.block_on(ask_server(command))),
+    };
+    answer.unwrap_or_else(|error| {
+        terminal::tell_error(&error);
+        terminal::exit_code(&error)
+    })
+}
+
+async fn ask_server(command: Command) -> Answer {
+    match &command {
+        Command::Export(arguments) => return export::export(arguments).await,
+        // Refused before a server is started.
+        Command::Log(arguments) if arguments.follow && arguments.output.output == Output::Json => {
+            return Err(usage(
+                "-f and --output json do not go together",
+                "`pgthaw session ID --output json` shows how far it is",
+            ));
+        }
+        _ => {}
+    }
+    let client = Client::connect().await?;
+    match command {
+        Command::Retry(arguments) => return export::retry(&client, &arguments).await,
+        Command::Cancel(arguments) => return export::cancel(&client, &arguments).await,
+        Command::Clean(arguments) => return clean(&client, &arguments).await,
+        _ => {}
+    }
+    if let Ok(interrupted) = client.get::<Vec<Status>>("/v1/interrupted").await
+        && let Some(line) = report::interrupted_line(&interrupted)
+    {
+        terminal::tell(&line);
+    }
+    let zone = TimeZone::system();
+    match command {
+        Command::Backups(arguments) => backups(&client, &arguments, &zone).await,
+        Command::Databases(arguments) => databases(&client, &arguments, &zone).await,
+        Command::Check(arguments) => check(&client, &arguments).await,
+        Command::Attach(arguments) => export::attach(&client, &arguments).await,
+        Command::Log(arguments) => log(&client, &arguments, &zone).await,
+        Command::Sessions(arguments) => {
+            let sessions: Vec<Status> = client.get("/v1/sessions").await?;
+            match arguments.output.output {
+                Output::Text => terminal::print(&lists::sessions(&sessions, &zone)),
+                Output::Json => terminal::print_json(&sessions),
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Session(arguments) => {
+            let status: Status = client.get(&session_path(&arguments.id, "")).await?;
+            match arguments.output.output {
+                Output::Text => terminal::print(&lists::session(&status, &zone)),
+                Output::Json => terminal::print_json(&status),
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Export(_) | Command::Retry(_) | Command::Cancel(_) | Command::Clean(_) => {
+            unreachable!("done above")
+        }
+        Command::Serve(_) | Command::Completions(_) | Command::Man(_) | Command::Internal(_) => {
+            unreachable!("needs no server")
+        }
+    }
+}
+
+async fn backups(client: &Client, arguments: &BackupsArguments, zone: &TimeZone) -> Answer {
+    let output = arguments.output.output;
+    let choices: Vec<RepositoryChoice> = match &arguments.repository {
+        Some(name) => vec![Surroundings::look()?.repository(name, &arguments.reading)],
+        None => configured(arguments)?,
+    };
+    let several = choices.len() > 1;
+    let mut json = Vec::new();
+    let mut code = ExitCode::SUCCESS;
+    for (number, choice) in choices.iter().enumerate() {
+        let answer: BackupsAnswer = match client.post("/v1/backups", choice).await {
+            Ok(answer) => answer,
+            Err(error) if several => {
+                terminal::tell_error(&error);
+                code = ExitCode::from(terminal::FAILED);
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        match output {
+            Output::Text if number > 0 => {
+                terminal::print(&format!("\n{}", lists::backups(&choice.path, &answer, zone)))
+            }
+            Output::Text => terminal::print(&lists::backups(&choice.path, &answer, zone)),
+            Output::Json => json.extend(lists::backups_json(&choice.path, &answer)),
+        }
+    }
+    if output == Output::Json {
+        json.sort_by_key(|backup| backup.started_at);
+        terminal::print_json(&json);
+    }
+    Ok(code)
+}
+
+/// The repositories of pgBackRest's own configuration.
+fn configured(arguments: &BackupsArguments) -> Result<Vec<RepositoryChoice>, ApiError> {
+    let (file, configured) = configuration::read()?;
+    if let Some(line) = configuration::elsewhere_line(&file, &configured.elsewhere) {
+        terminal::tell(&line);
+    }
+    let wanted = arguments.reading.stanza.as_deref();
+    let choices: Vec<_> = configured
+        .here
+        .into_iter()
+        .filter(|repository| {
+            wanted.is_none()
+                || repository.stanza.is_none()
+                || repository.stanza.as_deref() == wanted
+        })
+        .map(|repository| RepositoryChoice {
+            path: repository.path,
+            kind: Some("pgbackrest".into()),
+            stanza: repository.stanza.or_else(|| arguments.reading.stanza.clone()),
+            wal_archives: Vec::new(),
+            backup_label: None,
+            atomic_snapshot: false,
+        })
+        .collect();
+    if choices.is_empty() {
+        let message = format!("`{}` names no such repository on this machine", file.display());
+        return Err(usage(&message, "name one: `pgthaw backups REPO`"));
+    }
+    Ok(choices)
+}
+
+async fn databases(client: &Client, arguments: &DatabasesArguments, zone: &TimeZone) -> Answer {
+    let repository = Surroundings::look()?.repository(&arguments.repository, &arguments.reading);
+    let request = DatabasesRequest { repository, backup: arguments.backup.clone() };
+    let answer: DatabasesAnswer = client.post("/v1/databases", &request).await?;
+    match arguments.output.output {
+        Output::Text => terminal::print(&lists::databases(&answer, zone)),
+        Output::Json => terminal::print_json(&lists::by_oid(&answer.databases)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn check(client: &Client, arguments: &CheckArguments) -> Answer {
+    let request = Surroundings::look()?.export(&arguments.export)?;
+    let answer: CheckAnswer = client.post("/v1/check", &request).await?;
+    match arguments.output.output {
+        Output::Text => terminal::print(&lists::check(&answer)),
+        Output::Json => terminal::print_json(&answer),
+    }
+    Ok(if answer.report.refused() { ExitCode::from(terminal::FAILED) } else { ExitCode::SUCCESS })
+}
+
+async fn log(client: &Client, arguments: &LogArguments, zone: &TimeZone) -> Answer {
+    if arguments.follow {
+        let mut interrupts = Interrupts::notice()?;
+        let following = follow::follow_log(client, &arguments.id, |line| {
+            terminal::print(&lists::log_line(&line, zone))
+        });
+        tokio::select! {
+            followed = following => followed?,
+            () = interrupts.next() => return Ok(ExitCode::from(terminal::INTERRUPTED)),
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let lines: Vec<LogLine> = client.get(&session_path(&arguments.id, "/log")).await?;
+    match arguments.output.output {
+        Output::Text => terminal::print(
+            &lines.iter().map(|line| lists::log_line(line, zone)).collect::<String>(),
+        ),
+        Output::Json => terminal::print_json(&lines),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn clean(client: &Client, arguments: &CleanArguments) -> Answer {
+    let output = arguments.output.output;
+    let show = |answer: &CleanAnswer, dry_run| match output {
+        Output::Text => terminal::print(&lists::cleaned(answer, dry_run)),
+        Output::Json => terminal::print_json(answer),
+    };
+    let interrupted: Vec<Status> = client.get("/v1/interrupted").await?;
+    let preview: CleanAnswer = client.post("/v1/clean", &CleanRequest { dry_run: true }).await?;
+    if arguments.dry_run || (interrupted.is_empty() && preview.removed.is_empty()) {
+        show(&preview, true);
+        return Ok(clean_code(&preview));
+    }
+    if !arguments.yes {
+        for object in lists::cleaned(&preview, true).lines() {
+            terminal::tell(object);
+        }
+        if !terminal::can_ask() {
+            return Err(usage(
+                "clean asks before it removes anything, and there is no terminal",
+                "give --yes, or --dry-run to only look",
+            ));
+        }
+        let question = format!(
+            "Cancel {} and remove this? Nothing of it can be retried then.",
+            text::count(interrupted.len(), "session")
+        );
+        if !terminal::ask(&question) {
+            terminal::tell("nothing was removed");
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
+    let answer: CleanAnswer = client.post("/v1/clean", &CleanRequest { dry_run: false }).await?;
+    show(&answer, false);
+    Ok(clean_code(&answer))
+}
+
+fn clean_code(answer: &CleanAnswer) -> ExitCode {
+    if answer.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(terminal::FAILED) }
+}
+
+fn completions(shell: clap_complete::Shell) -> Answer {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "pgthaw", &mut script);
+    terminal::print(&String::from_utf8_lossy(&script));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn man(arguments: &ManArguments) -> Answer {
+    let failed = |err: io::Error| ApiError {
+        message: format!("write the manual pages: {err}"),
+        hint: None,
+        usage: false,
+    };
+    match &arguments.directory {
+        Some(directory) => {
+            std::fs::create_dir_all(directory).map_err(failed)?;
+            clap_mangen::generate_to(Arguments::command(), directory).map_err(failed)?;
+        }
+        None => {
+            let mut page = Vec::new();
+            clap_mangen::Man::new(Arguments::command()).render(&mut page).map_err(failed)?;
+            terminal::print(&String::from_utf8_lossy(&page));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn usage(message: &str, hint: &str) -> ApiError {
+    ApiError { message: message.into(), hint: Some(hint.into()), usage: true }
+}

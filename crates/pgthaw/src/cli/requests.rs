@@ -1,0 +1,333 @@
+//! From options to requests: relative paths become absolute, pg_dump's filters become its arguments.
+
+use std::io;
+use std::num::NonZero;
+use std::path::{Path, PathBuf};
+
+use pgthaw_session::{ExportRequest, RecoveryChoice, RepositoryChoice};
+
+use super::arguments::{DumpOptions, ExportOptions, RepositoryOptions};
+use super::values::RepositoryName;
+use crate::wire::ApiError;
+
+/// pg_dump's `--jobs` without `-j`, at most.
+const DEFAULT_JOBS_MAX: u32 = 4;
+
+/// What a request depends on besides the options.
+#[derive(Debug, Clone)]
+pub struct Surroundings {
+    /// The directory that relative paths begin at.
+    pub directory: PathBuf,
+    /// Number of processors.
+    pub processors: u32,
+}
+
+impl Surroundings {
+    /// Looks at this process.
+    ///
+    /// # Errors
+    /// When the current directory is gone or has a name that is no UTF-8.
+    pub fn look() -> Result<Self, ApiError> {
+        let directory = std::env::current_dir().and_then(|directory| match directory.to_str() {
+            Some(_) => Ok(directory),
+            None => Err(io::Error::other("its name is no UTF-8")),
+        });
+        let directory = directory.map_err(|err| ApiError {
+            message: format!("the current directory: {err}"),
+            hint: Some("go to another directory".into()),
+            usage: false,
+        })?;
+        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+        Ok(Self { directory, processors: u32::try_from(processors).unwrap_or(u32::MAX) })
+    }
+
+    /// Returns `path` from the root on, without `.` and doubled or trailing `/`.
+    fn absolute(&self, path: &Path) -> PathBuf {
+        self.directory.join(path).components().collect()
+    }
+
+    /// Returns the repository that `name` and `options` mean.
+    pub fn repository(
+        &self,
+        name: &RepositoryName,
+        options: &RepositoryOptions,
+    ) -> RepositoryChoice {
+        RepositoryChoice {
+            path: self.absolute(&name.path),
+            kind: name.kind.clone(),
+            stanza: options.stanza.clone(),
+            wal_archives: options.wal_archive.iter().map(|path| self.absolute(path)).collect(),
+            backup_label: options.backup_label.as_deref().map(|path| self.absolute(path)),
+            atomic_snapshot: options.atomic_snapshot,
+        }
+    }
+
+    /// Returns the export that `options` ask for.
+    ///
+    /// # Errors
+    /// When an argument after `--` is not for pg_dump, or not for a user.
+    pub fn export(&self, options: &ExportOptions) -> Result<ExportRequest, ApiError> {
+        let ExportOptions { dump, work, .. } = options;
+        let absolute = |path: &Option<PathBuf>| path.as_deref().map(|path| self.absolute(path));
+        Ok(ExportRequest {
+            repository: self.repository(&options.repository, &options.reading),
+            backup: options.backup.clone(),
+            databases: without_repetitions(&options.databases),
+            all: options.all,
+            exclude_databases: options.exclude_databases.clone(),
+            target: resolved(&self.absolute(&options.target)),
+            replace: options.replace,
+            recovery: if options.target_latest {
+                RecoveryChoice::Latest
+            } else {
+                RecoveryChoice::EndOfBackup
+            },
+            jobs: dump.jobs.unwrap_or(self.processors.clamp(1, DEFAULT_JOBS_MAX)),
+            compress: dump.compress.clone(),
+            pg_dump_arguments: pg_dump_arguments(dump)?,
+            globals: !dump.no_globals,
+            role_passwords: !dump.no_role_passwords,
+            dump_dir: absolute(&work.dump_dir),
+            work_dir: absolute(&work.work_dir),
+            cache_size: work.cache_size,
+            pg_bin: absolute(&work.pg_bin),
+            os_user: work.os_user.clone(),
+            superuser: work.superuser.clone(),
+            preload: work.preload.clone(),
+            allow_damaged: work.allow_damaged,
+            verify_source: work.verify_source,
+        })
+    }
+}
+
+/// Returns `path` with its existing part free of links, so that one directory has one name; what is not there yet, or not to be
+/// entered, stays as it is.
+fn resolved(path: &Path) -> PathBuf {
+    for existing in path.ancestors() {
+        if let Ok(real) = existing.canonicalize()
+            && real.to_str().is_some()
+            && let Ok(rest) = path.strip_prefix(existing)
+        {
+            return real.join(rest).components().collect();
+        }
+    }
+    path.into()
+}
+
+fn without_repetitions(names: &[String]) -> Vec<String> {
+    let mut unique: Vec<String> = Vec::with_capacity(names.len());
+    for name in names {
+        if !unique.contains(name) {
+            unique.push(name.clone());
+        }
+    }
+    unique
+}
+
+/// Returns the filters as pg_dump spells them, then what stood behind `--`.
+fn pg_dump_arguments(dump: &DumpOptions) -> Result<Vec<String>, ApiError> {
+    pgthaw_postgres::dump::validate_user_arguments(&dump.pg_dump_arguments).map_err(|err| {
+        ApiError { message: err.to_string(), hint: err.hint().map(str::to_owned), usage: true }
+    })?;
+    let filters = [
+        ("--table", &dump.table),
+        ("--schema", &dump.schema),
+        ("--exclude-table", &dump.exclude_table),
+        ("--exclude-schema", &dump.exclude_schema),
+        ("--exclude-table-data", &dump.exclude_table_data),
+    ];
+    let filters = filters.iter().flat_map(|(option, patterns)| {
+        patterns.iter().map(move |pattern| format!("{option}={pattern}"))
+    });
+    let schema_only = dump.schema_only.then(|| "--schema-only".to_owned());
+    Ok(filters.chain(schema_only).chain(dump.pg_dump_arguments.iter().cloned()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::arguments::{Arguments, Command};
+
+    fn request(words: &[&str]) -> Result<ExportRequest, ApiError> {
+        let words = ["pgthaw", "export"].iter().chain(words).copied();
+        let Command::Export(arguments) = Arguments::try_parse_from(words).unwrap().command else {
+            unreachable!()
+        };
+        Surroundings { directory: "/no/such/place".into(), processors: 16 }
+            .export(&arguments.export)
+    }
+
+    #[test]
+    fn a_short_command_line_means_the_defaults() {
+        let got = request(&["repo", "-d", "crm", "--to", "out/"]).unwrap();
+        let want = ExportRequest {
+            repository: RepositoryChoice {
+                path: "/no/such/place/repo".into(),
+                kind: None,
+                stanza: None,
+                wal_archives: vec![],
+                backup_label: None,
+                atomic_snapshot: false,
+            },
+            backup: None,
+            databases: vec!["crm".into()],
+            all: false,
+            exclude_databases: vec![],
+            target: "/no/such/place/out".into(),
+            replace: false,
+            recovery: RecoveryChoice::EndOfBackup,
+            jobs: 4,
+            compress: None,
+            pg_dump_arguments: vec![],
+            globals: true,
+            role_passwords: true,
+            dump_dir: None,
+            work_dir: None,
+            cache_size: None,
+            pg_bin: None,
+            os_user: None,
+            superuser: None,
+            preload: vec![],
+            allow_damaged: false,
+            verify_source: false,
+        };
+        assert_eq!(got, want);
+    }
+
+    #[test]
+    fn every_option_finds_its_place() {
+        let got = request(&[
+            "pgbackrest:/repo",
+            "--all",
+            "--exclude-database",
+            "test*",
+            "--exclude-database=old",
+            "--to",
+            "/no/such/out",
+            "--replace",
+            "--backup",
+            "20261122-101112F",
+            "--target-latest",
+            "-j",
+            "7",
+            "-Z",
+            "gzip:6",
+            "-t",
+            "a.*",
+            "-t",
+            "b",
+            "-n",
+            "s",
+            "-T",
+            "x",
+            "-N",
+            "y",
+            "--exclude-table-data",
+            "log",
+            "--schema-only",
+            "--no-role-passwords",
+            "--dump-dir",
+            "/d",
+            "--work-dir",
+            "w",
+            "--cache-size",
+            "64MB",
+            "--pg-bin",
+            "/usr/pgsql/bin",
+            "--os-user",
+            "pg",
+            "--superuser",
+            "root",
+            "--preload",
+            "timescaledb",
+            "--preload",
+            "other",
+            "--allow-damaged",
+            "--verify-source",
+            "--stanza",
+            "main",
+            "--wal-archive",
+            "/wal",
+            "--wal-archive",
+            "wal2",
+            "--backup-label",
+            "label",
+            "--",
+            "--no-owner",
+            "-x",
+        ])
+        .unwrap();
+        let want = ExportRequest {
+            repository: RepositoryChoice {
+                path: "/repo".into(),
+                kind: Some("pgbackrest".into()),
+                stanza: Some("main".into()),
+                wal_archives: vec!["/wal".into(), "/no/such/place/wal2".into()],
+                backup_label: Some("/no/such/place/label".into()),
+                atomic_snapshot: false,
+            },
+            backup: Some("20261122-101112F".into()),
+            databases: vec![],
+            all: true,
+            exclude_databases: vec!["test*".into(), "old".into()],
+            target: "/no/such/out".into(),
+            replace: true,
+            recovery: RecoveryChoice::Latest,
+            jobs: 7,
+            compress: Some("gzip:6".into()),
+            pg_dump_arguments: [
+                "--table=a.*",
+                "--table=b",
+                "--schema=s",
+                "--exclude-table=x",
+                "--exclude-schema=y",
+                "--exclude-table-data=log",
+                "--schema-only",
+                "--no-owner",
+                "-x",
+            ]
+            .map(String::from)
+            .to_vec(),
+            globals: true,
+            role_passwords: false,
+            dump_dir: Some("/d".into()),
+            work_dir: Some("/no/such/place/w".into()),
+            cache_size: Some(64 << 20),
+            pg_bin: Some("/usr/pgsql/bin".into()),
+            os_user: Some("pg".into()),
+            superuser: Some("root".into()),
+            preload: vec!["timescaledb".into(), "other".into()],
+            allow_damaged: true,
+            verify_source: true,
+        };
+        assert_eq!(got, want);
+    }
+
+    #[test]
+    fn a_name_given_twice_counts_once() {
+        let got = request(&["r", "-d", "b", "-d", "a", "-d", "b", "--to", "/no/such/o"]).unwrap();
+        assert_eq!(got.databases, ["b", "a"]);
+    }
+
+    #[test]
+    fn arguments_that_are_not_for_pg_dump_are_refused() {
+        for bad in [&["--format=c"][..], &["-f", "x"], &["crm"], &["--no-such-option"], &["-j4"]] {
+            let words = ["r", "-d", "crm", "--to", "/no/such/o", "--"];
+            let error = request(&words.iter().chain(bad).copied().collect::<Vec<_>>()).unwrap_err();
+            assert!(error.usage, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_target_has_one_name_whatever_links_lead_to_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let real = directory.path().canonicalize().unwrap();
+        std::fs::create_dir(real.join("real")).unwrap();
+        std::os::unix::fs::symlink("real", real.join("link")).unwrap();
+        assert_eq!(resolved(&real.join("link/new/dir")), real.join("real/new/dir"));
+        assert_eq!(resolved(&real.join("link")), real.join("real"));
+        assert_eq!(resolved(Path::new("/no/such/place")), Path::new("/no/such/place"));
+    }
+}

@@ -1,0 +1,75 @@
+//! The only place that writes to standard output and standard error, and asks.
+//!
+//! Data goes to standard output, everything else to standard error. A reader that went away, or a terminal that is lost, is never an error:
+//! the session goes on without us.
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use crate::wire::ApiError;
+
+/// Exit code of a failure, and of an export that was delivered in part.
+pub const FAILED: u8 = 1;
+/// Exit code of wrong usage.
+pub const USAGE: u8 = 2;
+/// Exit code after Ctrl-C.
+pub const INTERRUPTED: u8 = 130;
+
+/// Prints data on standard output; `text` ends with a newline.
+pub fn print(text: &str) {
+    let mut output = io::stdout().lock();
+    let _ = output.write_all(text.as_bytes()).and_then(|()| output.flush()); // a closed pipe: nobody wants to know
+}
+
+/// Prints `value` as JSON on standard output.
+pub fn print_json(value: &impl Serialize) {
+    let json = serde_json::to_string_pretty(value).expect("what is printed is plain data");
+    print(&format!("{json}\n"));
+}
+
+/// Says one line on standard error.
+pub fn tell(line: &str) {
+    let _ = writeln!(io::stderr().lock(), "{line}"); // a lost terminal
+}
+
+/// Says an error, one line for each of its lines, and its hint.
+pub fn tell_error(error: &ApiError) {
+    let label = if colours() { "\x1b[1;31merror:\x1b[0m" } else { "error:" };
+    for line in error.message.lines() {
+        tell(&format!("pgthaw: {label} {line}"));
+    }
+    for line in error.hint.iter().flat_map(|hint| hint.lines()) {
+        tell(&format!("hint: {line}"));
+    }
+}
+
+/// The exit code that belongs to `error`.
+pub fn exit_code(error: &ApiError) -> ExitCode {
+    ExitCode::from(if error.usage { USAGE } else { FAILED })
+}
+
+/// Whether standard error is a terminal: then progress is drawn in place.
+pub fn shows_progress() -> bool {
+    io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
+/// Whether somebody can answer a question.
+pub fn can_ask() -> bool {
+    io::stdin().is_terminal() && io::stderr().is_terminal()
+}
+
+/// Asks a question whose default answer is no.
+pub fn ask(question: &str) -> bool {
+    let _ = write!(io::stderr().lock(), "{question} [y/N] ");
+    let mut answer = String::new();
+    let read = io::stdin().read_line(&mut answer);
+    read.is_ok() && ["y", "yes"].contains(&answer.trim().to_lowercase().as_str())
+}
+
+fn colours() -> bool {
+    // https://no-color.org: any value but an empty one.
+    let forbidden = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    !forbidden && shows_progress()
+}

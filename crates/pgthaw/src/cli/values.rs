@@ -1,0 +1,202 @@
+//! What the words of a command line mean: repositories, targets, sizes, compression.
+//!
+//! Each function is a value parser for `clap`: its error becomes part of a usage error (exit code 2). Nothing here looks
+//! at the file system.
+
+use std::path::PathBuf;
+
+/// The formats of repositories that are read, as `KIND:PATH` names them.
+pub const KINDS: [&str; 2] = ["pgbackrest", "basebackup"];
+
+/// `REPO` as it was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RepositoryName {
+    /// The format, where it was named.
+    pub kind: Option<String>,
+    /// Where the repository lies; may be relative.
+    pub path: PathBuf,
+}
+
+/// Reads `PATH` or `KIND:PATH`.
+pub fn repository(text: &str) -> Result<RepositoryName, String> {
+    let (kind, path) = match split_at_early_colon(text) {
+        None => (None, text),
+        Some((kind, path)) if KINDS.contains(&kind) => (Some(kind.to_owned()), path),
+        Some((word, _)) => {
+            return Err(format!(
+                "`{word}:` is no kind of repository that pgthaw reads: name a directory of this machine, `pgbackrest:DIR` \
+                 or `basebackup:DIR` (a directory with a colon in its name is written `./{text}`)"
+            ));
+        }
+    };
+    if path.is_empty() {
+        return Err("it names no directory".into());
+    }
+    Ok(RepositoryName { kind, path: path.into() })
+}
+
+/// Reads the directory that gets an export. A colon before the first `/` would name another machine.
+pub fn target(text: &str) -> Result<PathBuf, String> {
+    if split_at_early_colon(text).is_some() {
+        return Err(format!(
+            "it names another machine, and this version of pgthaw delivers to a directory of this machine only \
+             (a directory with a colon in its name is written `./{text}`)"
+        ));
+    }
+    path(text)
+}
+
+/// Reads a path: any text but none, UTF-8 because it is kept as JSON.
+pub fn path(text: &str) -> Result<PathBuf, String> {
+    match text {
+        "" => Err("it is empty".into()),
+        text => Ok(text.into()),
+    }
+}
+
+/// Reads a name or a pattern: any text but none.
+pub fn name(text: &str) -> Result<String, String> {
+    match text {
+        "" => Err("it is empty".into()),
+        text => Ok(text.into()),
+    }
+}
+
+/// Reads a size in bytes, or with a unit as PostgreSQL and pgBackRest write them: `512MB`, `2 GB`, `64MiB`; all are powers of 1024.
+pub fn size(text: &str) -> Result<u64, String> {
+    let bad = || format!("`{text}` is no size: write it like 512MB or 2GB");
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return Err(bad()),
+    };
+    let number: u64 = number.parse().map_err(|_| bad())?;
+    match number.checked_mul(1 << shift) {
+        Some(0) => Err("a size of 0 is too small".into()),
+        Some(bytes) => Ok(bytes),
+        None => Err(format!("`{text}` is larger than 64 bits can hold")),
+    }
+}
+
+/// Reads a compression as pg_dump's `-Z` takes it: a level, or METHOD[:DETAIL]. Whether the backup's pg_dump knows the
+/// method is found out by the check.
+pub fn compression(text: &str) -> Result<String, String> {
+    let (method, detail) =
+        text.split_once(':').map_or((text, None), |(method, detail)| (method, Some(detail)));
+    let level = matches!(text.as_bytes(), [b'0'..=b'9']);
+    let known = ["gzip", "lz4", "zstd", "none"].contains(&method);
+    if level || (known && detail != Some("") && !(method == "none" && detail.is_some())) {
+        Ok(text.into())
+    } else {
+        Err(format!(
+            "`{text}` is no compression: write 0 to 9, or gzip, lz4, zstd or none, as in zstd:3"
+        ))
+    }
+}
+
+/// Splits `word:rest` when the colon comes before the first `/`.
+fn split_at_early_colon(text: &str) -> Option<(&str, &str)> {
+    text.split_once(':').filter(|(word, _)| !word.contains('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn repositories_are_paths_or_kinds_with_paths() {
+        let cases = [
+            ("/backups/prod", Some((None, "/backups/prod"))),
+            ("relative/dir", Some((None, "relative/dir"))),
+            ("pgbackrest:/var/lib/pgbackrest", Some((Some("pgbackrest"), "/var/lib/pgbackrest"))),
+            ("basebackup:monday", Some((Some("basebackup"), "monday"))),
+            ("pgbackrest", Some((None, "pgbackrest"))),
+            ("/srv/a:b", Some((None, "/srv/a:b"))),
+            ("./a:b", Some((None, "./a:b"))),
+            ("", None),
+            ("pgbackrest:", None),
+            ("s3://bucket/prod", None),
+            ("barman:/var/lib/barman", None),
+            ("db1:/backups", None),
+        ];
+        for (text, want) in cases {
+            let got = repository(text).ok();
+            let want = want.map(|(kind, path): (Option<&str>, &str)| RepositoryName {
+                kind: kind.map(str::to_owned),
+                path: path.into(),
+            });
+            assert_eq!(got, want, "{text}");
+        }
+        assert!(repository("s3://bucket").unwrap_err().contains("`s3:` is no kind of repository"));
+    }
+
+    #[test]
+    fn targets_are_directories_of_this_machine() {
+        let cases = [
+            ("/srv/exports/monday", true),
+            ("monday", true),
+            ("/srv/10:30", true),
+            ("./10:30", true),
+            ("", false),
+            ("host:/srv", false),
+            ("user@host:dir", false),
+            ("ssh://user@host:22/srv", false),
+            ("10:30", false),
+        ];
+        for (text, good) in cases {
+            assert_eq!(target(text).ok(), good.then(|| text.into()), "{text}");
+        }
+        assert!(target("host:/srv").unwrap_err().contains("another machine"));
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        let cases = [
+            ("1", Some(1)),
+            ("512MB", Some(512 << 20)),
+            ("512mb", Some(512 << 20)),
+            ("64 MiB", Some(64 << 20)),
+            ("2GB", Some(2 << 30)),
+            ("8kB", Some(8192)),
+            ("3g", Some(3 << 30)),
+            ("1TB", Some(1 << 40)),
+            ("0", None),
+            ("0MB", None),
+            ("", None),
+            ("MB", None),
+            ("-1", None),
+            ("1.5GB", None),
+            ("10 parrots", None),
+            ("99999999999TB", None),
+            ("99999999999999999999", None),
+        ];
+        for (text, want) in cases {
+            assert_eq!(size(text).ok(), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn compression_is_written_as_for_pg_dump() {
+        for good in [
+            "0",
+            "9",
+            "gzip",
+            "gzip:6",
+            "gzip:level=6",
+            "lz4",
+            "zstd:3",
+            "zstd:level=3,long",
+            "none",
+        ] {
+            assert_eq!(compression(good).as_deref(), Ok(good));
+        }
+        for bad in ["", "10", "-1", "bzip2", "zstd:", "none:1", ":3", "GZIP"] {
+            assert!(compression(bad).is_err(), "{bad}");
+        }
+    }
+}
