@@ -8,7 +8,6 @@
 mod databases;
 mod directories;
 mod environment;
-mod locales;
 mod logind;
 
 use std::path::{Path, PathBuf};
@@ -48,7 +47,7 @@ fn judge(environment: &Environment, task: &CheckTask) -> CheckReport {
     programs(&mut report, environment, task);
     fuse(&mut report, &environment.fuse, environment.root);
     isolation(&mut report, &environment.isolation, environment.root);
-    locales::judge(&mut report, environment.locales.as_ref(), &chosen);
+    databases::locales(&mut report, &environment.locales, &chosen);
     directories::judge(&mut report, environment, task, &chosen);
     if let Some(logind) = &environment.logind {
         logind::judge(&mut report, logind, &environment.isolation);

@@ -1,14 +1,18 @@
 //! Which databases are exported, as far as the backup tells before PostgreSQL has recovered it.
 
+use pgthaw_postgres::locale::plan_locales;
+use pgthaw_session::observed::Failure;
 use pgthaw_session::{ExportRequest, RecoveryChoice};
 
+use super::environment::Locales;
 use crate::agent::space::human_size;
 use crate::wire::{BackupDatabase, CheckReport, CheckTask};
 
 /// Judges the choice of databases and returns those of the backup that it selects.
 pub fn judge<'a>(report: &mut CheckReport, task: &'a CheckTask) -> Vec<&'a BackupDatabase> {
     let (request, databases) = (&task.request, &task.facts.databases);
-    let chosen = select(request, databases);
+    let chosen: Vec<_> =
+        databases.iter().filter(|database| database.is_selected_by(request)).collect();
     if databases.is_empty() {
         let text = "the backup does not tell its databases before it is recovered: their names and sizes are not checked";
         report.warning(text, None);
@@ -49,18 +53,6 @@ pub fn judge<'a>(report: &mut CheckReport, task: &'a CheckTask) -> Vec<&'a Backu
     chosen
 }
 
-fn select<'a>(request: &ExportRequest, databases: &'a [BackupDatabase]) -> Vec<&'a BackupDatabase> {
-    let selects = |database: &&BackupDatabase| match request.all {
-        true => {
-            !database.template
-                && database.allows_connections
-                && request.all_includes(&database.name)
-        }
-        false => request.databases.contains(&database.name),
-    };
-    databases.iter().filter(selects).collect()
-}
-
 fn judge_one(
     report: &mut CheckReport,
     database: &BackupDatabase,
@@ -85,5 +77,33 @@ fn judge_one(
         let text = format!("database \"{name}\" had damaged pages when it was backed up");
         let remedy = "choose another backup, or export what can be read with --allow-damaged";
         report.error(text, Some(remedy.into()));
+    }
+}
+
+/// Judges the locales of the chosen databases: PostgreSQL opens no database whose locale is missing.
+pub fn locales(
+    report: &mut CheckReport,
+    locales: &Result<Locales, Failure>,
+    chosen: &[&BackupDatabase],
+) {
+    let locales = match locales {
+        Ok(locales) => locales,
+        Err(failure) => return report.error(&failure.message, failure.hint.clone()),
+    };
+    let databases = chosen.iter().map(|database| database.locales());
+    let plan = plan_locales(databases, &locales.installed, &locales.sources);
+    for build in plan.build.iter().filter(|build| !locales.installed.contains(&build.name)) {
+        let text = format!(
+            "the locale {} is not installed here and is built by `localedef` for this export",
+            build.name
+        );
+        report.warning(text, None);
+    }
+    for missing in plan.missing {
+        let text = format!(
+            "database \"{}\" needs the locale {}, which is not installed here",
+            missing.database, missing.locale
+        );
+        report.error(text, Some(missing.remedy));
     }
 }

@@ -7,20 +7,19 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use pgthaw_mover::{
-    EXPORT_JSON, GLOBALS_SQL, MoveError, SHA256SUMS, TargetDirectory, TargetReport,
-    file_name_for_database,
+    EXPORT_JSON, MoveError, SHA256SUMS, TargetDirectory, TargetReport, file_name_for_database,
 };
 use pgthaw_postgres::binaries::{self, Binaries};
 use pgthaw_postgres::connection::Endpoint;
 use pgthaw_postgres::dump::{DumpPlan, arguments, validate_user_arguments};
 use pgthaw_postgres::isolation::{Isolation, isolation_possible};
+use pgthaw_postgres::locale::{Installed, Sources};
 use pgthaw_postgres::os_user::OsUser;
 use pgthaw_postgres::version::Major;
 use pgthaw_session::observed::Failure;
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::io::Errno;
 
-use super::locales::Locales;
 use super::logind::Logind;
 use crate::agent::place::{DEFAULT_WORK_DIRECTORY, DUMP_DIRECTORIES, ROOTS_MOUNTS};
 use crate::agent::space::{Room, choose_dump_dir, free_bytes};
@@ -55,8 +54,8 @@ pub struct Environment {
     pub target: Target,
     /// Everything of the repository and beside it that is read, links resolved.
     pub read: Vec<PathBuf>,
-    /// The installed locales, where that can be told.
-    pub locales: Option<Locales>,
+    /// The locales of the C library.
+    pub locales: Result<Locales, Failure>,
     /// What logind does, for an ordinary user.
     pub logind: Option<Logind>,
 }
@@ -68,6 +67,15 @@ pub struct Programs {
     pub binaries: Binaries,
     /// The block size they are built for, in bytes, where that can be told.
     pub block_size: Option<u32>,
+}
+
+/// The locales of the C library.
+#[derive(Debug)]
+pub struct Locales {
+    /// Those that are installed.
+    pub installed: Installed,
+    /// What others can be built from.
+    pub sources: Sources,
 }
 
 /// What mounting needs.
@@ -140,7 +148,7 @@ impl Environment {
             dump: dump_parent(task).map(|path| Directory::look(&path, postgres, &[postgres])),
             target: Target::look(task),
             read: read.map(|path| resolved(path)).collect(),
-            locales: Locales::installed(),
+            locales: locales(),
             logind: OsUser::current()
                 .ok()
                 .filter(|_| !root)
@@ -148,6 +156,14 @@ impl Environment {
             os_user,
         }
     }
+}
+
+fn locales() -> Result<Locales, Failure> {
+    let installed = Installed::here().map_err(|err| {
+        Failure::new(format!("list the installed locales: {err}"))
+            .hint("install the package that brings `locale` (libc-bin, glibc-common)")
+    })?;
+    Ok(Locales { installed, sources: Sources::here() })
 }
 
 /// An error with its causes.
@@ -185,7 +201,7 @@ fn dump_arguments(
         message: err.to_string(),
         hint: err.hint().map(Into::into),
     };
-    let (Some(programs), Some(os_user)) = (programs, os_user) else {
+    let Some(programs) = programs else {
         return validate_user_arguments(&request.pg_dump_arguments).map_err(|err| refused(&err));
     };
     let nowhere = Endpoint {
@@ -211,7 +227,9 @@ fn dump_arguments(
     let mut command = Command::new(&programs.binaries.pg_dump);
     command.args(arguments).env_clear().env("LC_ALL", "C").current_dir("/");
     command.stdin(Stdio::null()).stdout(Stdio::null());
-    os_user.run_as(&mut command);
+    if let Some(user) = os_user {
+        user.run_as(&mut command);
+    }
     match command.output() {
         Ok(output) => pg_dump_said(&String::from_utf8_lossy(&output.stderr)),
         Err(err) => {
@@ -368,11 +386,11 @@ fn inspect(task: &CheckTask) -> Result<TargetReport, MoveError> {
     if request.replace || task.session.is_none() || !begun {
         return Ok(report);
     }
-    // It was empty when this session began: all these names are its own.
-    let databases = task.facts.databases.iter().map(|database| &database.name);
-    let databases = databases.chain(&request.databases).chain(&task.delivered);
-    let mut own: Vec<String> = databases.map(|name| file_name_for_database(name)).collect();
-    own.extend([GLOBALS_SQL, SHA256SUMS, EXPORT_JSON].map(str::to_owned));
+    let delivered = task.delivered.iter().map(|name| file_name_for_database(name));
+    let mut own: Vec<String> =
+        delivered.chain(TargetDirectory::kept_names(path, session)?).collect();
+    // These two come last, and the directory was empty when the session began.
+    own.extend([SHA256SUMS, EXPORT_JSON].map(str::to_owned));
     let own: Vec<&str> = own.iter().map(String::as_str).collect();
     TargetDirectory::inspect(path, session, &own)
 }

@@ -2,14 +2,15 @@
 
 use std::path::PathBuf;
 
-use pgthaw_mover::{Access, EarlierExport, TargetReport, TargetState};
+use pgthaw_mover::{Access, EarlierExport, SumEntry, TargetDirectory, TargetReport, TargetState};
 use pgthaw_postgres::binaries::Binaries;
+use pgthaw_postgres::locale::{Installed, Sources};
 use pgthaw_postgres::os_user::OsUser;
 use pgthaw_postgres::version::Major;
 use pgthaw_session::{ExportRequest, RecoveryChoice, RepositoryChoice};
 use pgthaw_source::repository::{BackupInfo, BackupType};
 
-use super::environment::{Directory, Programs, Target};
+use super::environment::{Directory, Locales, Programs, Target};
 use super::*;
 use crate::agent::space::{Medium, Room};
 use crate::wire::{BackupDatabase, BackupFacts, StartFacts};
@@ -174,7 +175,10 @@ fn environment() -> Environment {
             room: disk(2),
         },
         read: vec!["/backups".into(), "/tablespaces/a".into()],
-        locales: None,
+        locales: Ok(Locales {
+            installed: Installed::from_names(["C.utf8"]),
+            sources: Sources::default(),
+        }),
         logind: None,
     }
 }
@@ -374,22 +378,30 @@ fn judges_programs_and_accounts() {
         ),
         (
             "missing locale",
+            |_, t| t.facts.databases[3].ctype = Some("de_DE.UTF-8".into()),
+            Error("database \"crm\" needs the locale de_DE.UTF-8"),
+        ),
+        (
+            "missing locale that can be built",
             |e, t| {
-                e.locales = Some(locales::Locales::default());
+                let sources = &mut e.locales.as_mut().unwrap().sources;
+                sources.localedef = true;
+                sources.definitions.insert("de_DE".into());
+                sources.charsets.insert("utf8".into(), "UTF-8".into());
                 t.facts.databases[3].ctype = Some("de_DE.UTF-8".into());
-                t.facts.databases[3].collate = Some("de_DE.utf8".into());
-                t.facts.databases[3].collate.take();
+                t.facts.databases[3].collate = Some("de_DE.UTF-8".into());
             },
-            Error("the locale de_DE.UTF-8 of database \"crm\" is not installed"),
+            Warning("the locale de_DE.UTF-8 is not installed here and is built"),
         ),
         (
             "locale of another database",
-            |e, t| {
-                e.locales = Some(locales::Locales::default());
-                (t.facts.databases[3].ctype, t.facts.databases[3].collate) =
-                    (None, Some("C".into()));
-            },
+            |_, t| t.facts.databases[4].ctype = Some("x".into()),
             Passed("1 database"),
+        ),
+        (
+            "locales not told",
+            |e, _| e.locales = Err(Failure::new("list the installed locales")),
+            Error("locales"),
         ),
     ]);
 }
@@ -658,6 +670,30 @@ fn tells_everything_at_once() {
     let report = judge(&environment, &task);
     assert_eq!(report.findings.iter().filter(|finding| finding.error).count(), 4, "{report:#?}");
     assert_eq!(report.findings.len(), 5);
+}
+
+#[test]
+fn what_this_session_delivered_is_no_obstacle() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut task = task();
+    task.request.target = scratch.path().join("export");
+    task.session = Some("s".into());
+    let target = TargetDirectory::create(&task.request.target, "s").unwrap();
+    let staged = target.database("crm").unwrap();
+    std::fs::write(staged.path().join("toc.dat"), "toc").unwrap();
+    target.keep_sums("crm", &[SumEntry { path: "crm/toc.dat".into(), sha256: [0; 32] }]).unwrap();
+    target.publish_database("crm", &["toc.dat"]).unwrap();
+
+    let seen = |task: &CheckTask| Environment::look(task).target.report.unwrap();
+    let own = seen(&task);
+    assert!(
+        own.ours && own.state == TargetState::Empty,
+        "published, but not in the journal: {own:?}"
+    );
+    task.session = Some("other".into());
+    let others = seen(&task);
+    assert_eq!((others.ours, others.other_sessions), (false, vec!["s".to_owned()]));
+    assert_eq!(others.state, TargetState::HoldsOther(vec!["crm".into()]));
 }
 
 #[test]
