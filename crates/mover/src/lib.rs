@@ -18,6 +18,7 @@
 mod copy;
 mod directory;
 mod error;
+mod kept;
 mod names;
 mod replace;
 mod sums;

@@ -155,7 +155,7 @@ impl TargetDirectory {
         }
         let dir = open_target(path)?;
         let lock = lock(&dir)?;
-        let staging_name = format!("{STAGING_PREFIX}{session}");
+        let staging_name = staging_name(session);
         let (staging, _) = dir.ensure_directory(&staging_name)?;
         Ok(Self { dir, staging, staging_name, _lock: lock })
     }
@@ -225,11 +225,17 @@ impl TargetDirectory {
         Ok(name)
     }
 
-    /// Publishes a file of the staging directory by one rename; one of that name is replaced.
+    /// Publishes a file of the staging directory by one rename; one of that name is replaced. Safe to repeat.
     ///
     /// # Errors
-    /// As the file system says.
+    /// [`MoveError::Missing`] if it is neither staged nor published, otherwise as the file system says.
     pub fn publish_file(&self, name: &str) -> Result<(), MoveError> {
+        if self.staging.kind(name)?.is_none() {
+            return match self.dir.kind(name)? {
+                Some(_) => Ok(()), // the rename of an earlier call
+                None => Err(MoveError::Missing { path: self.staging.join(name) }),
+            };
+        }
         self.staging.rename(name, &self.dir, name)?;
         self.dir.sync()
     }
@@ -294,12 +300,17 @@ impl TargetDirectory {
             for name in published {
                 dir.remove_tree(name)?;
             }
-            dir.remove_tree(&format!("{STAGING_PREFIX}{session}"))?;
+            dir.remove_tree(&staging_name(session))?;
             dir.sync()?;
             return remove_empty(made);
         }
         remove_empty(made)
     }
+}
+
+/// The name of a session's staging directory.
+pub(crate) fn staging_name(session: &str) -> String {
+    format!("{STAGING_PREFIX}{session}")
 }
 
 /// Removes those of `made` that are empty, the innermost first.

@@ -1,3 +1,19 @@
-//! The `pgthaw` program.
+//! The `pgthaw` program: exports chosen databases out of a physical PostgreSQL backup without restoring it.
+//!
+//! [`cli`] is what people see and the only place that talks to a terminal; [`server`] owns the sessions; [`agent`] does one
+//! session's work on a machine; [`internal`] are the children they start of this same program. [`wire`] is what they say
+//! to each other, [`unix_http`] how.
 
-fn main() {}
+mod agent;
+mod cli;
+mod internal;
+mod leftovers;
+mod processes;
+mod recovery_line;
+mod server;
+mod unix_http;
+mod wire;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

@@ -14,7 +14,6 @@ use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
-use crate::catalogs::DatabaseRow;
 use crate::os_user::OsUser;
 
 /// Where packages put the sources of locales.
@@ -176,16 +175,17 @@ pub struct LocalePlan {
     pub missing: Vec<MissingLocale>,
 }
 
-/// Decides what to do about the locales of these databases. Locales that could not be read are left out.
+/// Decides what to do about the locales of these databases: each with its name, `LC_COLLATE` and `LC_CTYPE`. Locales that
+/// could not be read are left out.
 pub fn plan_locales<'a>(
-    databases: impl IntoIterator<Item = &'a DatabaseRow>,
+    databases: impl IntoIterator<Item = (&'a str, [Option<&'a str>; 2])>,
     installed: &Installed,
     sources: &Sources,
 ) -> LocalePlan {
     let mut needed: Vec<(&str, &str)> = Vec::new();
-    for database in databases {
-        for locale in [&database.collate, &database.ctype].into_iter().flatten() {
-            let entry = (database.name.as_str(), locale.as_str());
+    for (database, locales) in databases {
+        for locale in locales.into_iter().flatten() {
+            let entry = (database, locale);
             if !is_builtin(locale) && !needed.contains(&entry) {
                 needed.push(entry);
             }
@@ -316,23 +316,6 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn database(name: &str, collate: &str, ctype: &str) -> DatabaseRow {
-        DatabaseRow {
-            oid: 1,
-            name: name.into(),
-            is_template: false,
-            allow_connections: true,
-            connection_limit: -1,
-            encoding: 6,
-            provider: 'c',
-            collate: Some(collate.into()),
-            ctype: Some(ctype.into()),
-            locale: None,
-            collation_version: None,
-            tablespace_oid: 1663,
-        }
-    }
-
     fn sources() -> Sources {
         Sources {
             localedef: true,
@@ -405,28 +388,29 @@ mod tests {
     #[test]
     fn plans_for_databases() {
         let installed = Installed::from_names(["C.utf8", "en_US.utf8"]);
-        let plan = |databases: &[DatabaseRow], sources: &Sources| {
-            plan_locales(databases, &installed, sources)
+        type Database = (&'static str, [Option<&'static str>; 2]);
+        let plan = |databases: &[Database], sources: &Sources| {
+            plan_locales(databases.iter().copied(), &installed, sources)
         };
         let built = |plan: &LocalePlan| {
             plan.build.iter().map(|build| build.name.clone()).collect::<Vec<_>>()
         };
-        let c = database("c", "C", "POSIX");
-        let english = database("english", "en_US.UTF-8", "en_US.UTF-8");
-        let german = database("german", "de_DE.UTF-8", "de_DE.UTF-8");
-        let plain = database("plain", "C.UTF-8", "C.UTF-8");
-        let french = database("french", "fr_FR.UTF-8", "C");
-        let unknown = DatabaseRow { collate: None, ctype: None, ..c.clone() };
+        let c = ("c", [Some("C"), Some("POSIX")]);
+        let english = ("english", [Some("en_US.UTF-8"), Some("en_US.UTF-8")]);
+        let german = ("german", [Some("de_DE.UTF-8"), Some("de_DE.UTF-8")]);
+        let plain = ("plain", [Some("C.UTF-8"), Some("C.UTF-8")]);
+        let french = ("french", [Some("fr_FR.UTF-8"), Some("C")]);
+        let unknown = ("unknown", [None, None]);
 
-        let nothing = plan(&[c, english.clone(), plain.clone(), unknown], &Sources::default());
+        let nothing = plan(&[c, english, plain, unknown], &Sources::default());
         assert_eq!(nothing, LocalePlan::default(), "all are installed");
-        let both = plan(&[english.clone(), german.clone(), plain], &sources());
+        let both = plan(&[english, german.clone(), plain], &sources());
         assert_eq!(
             built(&both),
             ["de_DE.UTF-8", "en_US.UTF-8"],
             "LOCPATH hides the installed one too"
         );
-        let impossible = plan(&[german, french.clone(), english], &sources());
+        let impossible = plan(&[german, french, english], &sources());
         assert!(impossible.build.is_empty(), "nothing is built in vain");
         let missing = &impossible.missing[..];
         assert_eq!(missing.len(), 1);

@@ -16,7 +16,6 @@ use super::values::{self, RepositoryName};
 #[command(
     name = "pgthaw",
     version,
-    propagate_version = true,
     arg_required_else_help = true,
     max_term_width = 100,
     after_help = "\
@@ -130,12 +129,12 @@ pub struct BackupsArguments {
     /// configuration are listed (/etc/pgbackrest/pgbackrest.conf, /etc/pgbackrest.conf).
     #[arg(value_name = "REPO", value_parser = values::repository, value_hint = ValueHint::DirPath)]
     pub repository: Option<RepositoryName>,
-    /// How the repository is read.
-    #[command(flatten)]
-    pub reading: RepositoryOptions,
     /// How the result is printed.
     #[command(flatten)]
     pub output: OutputOption,
+    /// How the repository is read.
+    #[command(flatten)]
+    pub reading: RepositoryOptions,
 }
 
 /// `pgthaw databases`.
@@ -151,12 +150,12 @@ pub struct DatabasesArguments {
     /// Look into this backup instead of the newest
     #[arg(long, value_name = "ID", value_parser = values::name)]
     pub backup: Option<String>,
-    /// How the repository is read.
-    #[command(flatten)]
-    pub reading: RepositoryOptions,
     /// How the result is printed.
     #[command(flatten)]
     pub output: OutputOption,
+    /// How the repository is read.
+    #[command(flatten)]
+    pub reading: RepositoryOptions,
 }
 
 /// What is exported, from where, to where and how.
@@ -291,39 +290,41 @@ Examples:
   pgthaw check /backups/prod -d crm --to /srv/exports/monday
   pgthaw check /backups/prod --all --to /srv/exports/monday --output json")]
 pub struct CheckArguments {
-    /// The export to check.
-    #[command(flatten)]
-    pub export: ExportOptions,
     /// How the result is printed.
     #[command(flatten)]
     pub output: OutputOption,
+    /// The export to check.
+    #[command(flatten)]
+    pub export: ExportOptions,
 }
 
 /// `pgthaw export`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-A session does the work in the background. A lost terminal leaves it at work; `pgthaw attach ID` follows it
+A session does the work in the background. A lost terminal leaves it at work; `pgthaw attach ID` follows it \
 again. Ctrl-C stops it and keeps what `pgthaw retry ID` re-uses; a second Ctrl-C leaves it alone at once.
 
 Examples:
   pgthaw export /backups/prod -d crm --to /srv/exports/monday
-  pgthaw export /backups/prod -d crm -d sales --to /srv/exports/monday -j 4 -Z zstd:3
-  pgthaw export /backups/prod --all --exclude-database 'test*' --to /srv/exports/all --target-latest
-  pgthaw export pgbackrest:/var/lib/pgbackrest --stanza main --backup 20261122-101112F -d crm --to /srv/crm
-  pgthaw export /backups/prod -d crm -t 'public.invoice*' --to /srv/invoices -- --no-owner --no-privileges")]
+  pgthaw export /backups/prod -d crm -d sales --to /srv/both -j 4 -Z zstd:3
+  pgthaw export /backups/prod --all --exclude-database 'test*' --to /srv/all
+  pgthaw export /backups/prod -d crm --to /srv/crm --target-latest
+  pgthaw export /backups/prod -d crm --to /srv/crm --backup 20261122-101112F
+  pgthaw export pgbackrest:/backups/prod --stanza main -d crm --to /srv/crm
+  pgthaw export /backups/prod -d crm -t 'invoice*' --to /srv/crm -- --no-owner")]
 pub struct ExportArguments {
-    /// What is exported.
+    /// How the result is printed.
     #[command(flatten)]
-    pub export: ExportOptions,
+    pub output: OutputOption,
     /// Print the session's id and leave it at work
     #[arg(long)]
     pub detach: bool,
     /// Never ask: answer every question with yes
     #[arg(long)]
     pub yes: bool,
-    /// How the result is printed.
+    /// What is exported.
     #[command(flatten)]
-    pub output: OutputOption,
+    pub export: ExportOptions,
 }
 
 /// `pgthaw sessions`.
@@ -389,7 +390,7 @@ pub struct AttachArguments {
 /// `pgthaw retry`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-It recovers to the same end as before and keeps the databases that are delivered already. A session that is at work is
+It recovers to the same end as before and keeps the databases that are delivered already. A session that is at work is \
 followed; one that has succeeded is left alone.
 
 Example:
@@ -425,7 +426,7 @@ pub struct CancelArguments {
 /// `pgthaw clean`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Only what pgthaw's own sessions of this account have made is removed. It asks before it does; without a terminal it
+Only what pgthaw's own sessions of this account have made is removed. It asks before it does; without a terminal it \
 needs --yes.
 
 Examples:
@@ -446,7 +447,7 @@ pub struct CleanArguments {
 /// `pgthaw serve`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Nobody has to run this: each command starts a server in the background when none runs, and that one ends itself when it
+Nobody has to run this: each command starts a server in the background when none runs, and that one ends itself when it \
 has nothing left to do.
 
 Example:

@@ -43,7 +43,7 @@ impl Progress {
     pub fn show(&mut self, status: &Status) {
         match self {
             Self::Bars(bars) => bars.show(status),
-            Self::Plain(plain) => plain.want(progress_line(status)),
+            Self::Plain(plain) => plain.wanted = progress_line(status),
         }
         self.tick();
     }
@@ -122,10 +122,6 @@ pub struct Plain {
 }
 
 impl Plain {
-    fn want(&mut self, line: String) {
-        self.wanted = Some(line);
-    }
-
     /// Returns the latest line when it is new and the last one is long enough ago.
     fn due(&mut self, now: Instant) -> Option<String> {
         let line = self.wanted.as_ref()?;
@@ -211,16 +207,11 @@ fn database_text(database: &DatabaseStatus) -> Option<String> {
 }
 
 /// Returns all of it in one line: `dumping: 47.7 MB of about 57.2 MB, 1 of 2 databases delivered; crm: 12 of 45 tables, 9.5 MB`.
-pub fn progress_line(status: &Status) -> String {
-    let overall = overall_text(status);
-    let mut line = activity(status);
-    if !overall.is_empty() {
-        line = format!("{line}: {overall}");
-    }
-    for database in database_lines(status) {
-        line = format!("{line}; {database}");
-    }
-    line
+/// Nothing where there is no more to tell than the step, which the log does.
+pub fn progress_line(status: &Status) -> Option<String> {
+    let parts = [vec![overall_text(status)], database_lines(status)].concat();
+    let parts: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+    (!parts.is_empty()).then(|| format!("{}: {}", activity(status), parts.join("; ")))
 }
 
 #[cfg(test)]
@@ -232,22 +223,25 @@ mod tests {
     fn a_plain_line_holds_everything() {
         let mut status = samples::status();
         let want = "dumping: 47.7 MB of about 57.2 MB, 1 of 2 databases delivered; my sales: 12 of 45 tables, 9.5 MB";
-        assert_eq!(progress_line(&status), want);
+        assert_eq!(progress_line(&status).as_deref(), Some(want));
 
         status.databases[1].state = DatabaseState::Delivering;
         (status.step, status.bytes_total) = (Step::Deliver, 0);
         let want =
             "delivering: 47.7 MB, 1 of 2 databases delivered; my sales: dumped, 9.5 MB, delivering";
-        assert_eq!(progress_line(&status), want);
+        assert_eq!(progress_line(&status).as_deref(), Some(want));
 
         status.databases.truncate(1);
         (status.step, status.state, status.bytes_done) = (Step::Recover, SessionState::Waiting, 0);
         status.detail = Some("replayed up to 0/5000100".into());
-        assert_eq!(progress_line(&status), "recovering, waiting: replayed up to 0/5000100");
+        assert_eq!(
+            progress_line(&status).as_deref(),
+            Some("recovering, waiting: replayed up to 0/5000100")
+        );
 
         status.state = SessionState::Canceling;
         status.detail = None;
-        assert_eq!(progress_line(&status), "canceling");
+        assert_eq!(progress_line(&status), None, "the log tells the step");
     }
 
     #[test]
@@ -265,12 +259,12 @@ mod tests {
         let start = Instant::now();
         let after = |seconds| start + Duration::from_secs(seconds);
         assert_eq!(plain.due(start), None);
-        plain.want("a".into());
+        plain.wanted = Some("a".into());
         assert_eq!(plain.due(start).as_deref(), Some("a"));
-        plain.want("a".into());
+        plain.wanted = Some("a".into());
         assert_eq!(plain.due(after(60)), None, "nothing new");
-        plain.want("b".into());
-        plain.want("c".into());
+        plain.wanted = Some("b".into());
+        plain.wanted = Some("c".into());
         assert_eq!(plain.due(after(1)), None, "too early");
         assert_eq!(plain.due(after(6)).as_deref(), Some("c"), "the latest");
         assert_eq!(plain.due(after(60)), None);

@@ -1,0 +1,303 @@
+//! The verbs `globals` and `dump`: what is saved, and how it gets into the target.
+//!
+//! While pg_dump runs, data files that it has finished are copied and verified. Nothing of a database is final before its
+//! pg_dump has exited with 0 and the mount has answered every read: only then its last files are delivered and it gets its
+//! name by one rename.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use pgthaw_mover::{
+    CopyFile, Directory, FinishedFiles, GLOBALS_SQL, MoveError, Reuse, SumEntry, TargetDirectory, copy_all_verified, copy_verified,
+    file_name_for_database,
+};
+use pgthaw_postgres::dump::{Dump, DumpError, DumpEvent, DumpPlan};
+use pgthaw_session::observed::{Failure, Progress};
+use tokio::sync::watch;
+
+use super::{Agent, begin_once, lock};
+use crate::internal::source::with_causes;
+
+/// How often a running pg_dump is looked at when no file is finished.
+const LOOK: Duration = Duration::from_millis(100);
+/// How long pg_dump waits for a lock: nobody else is there, so that one means something is wrong.
+const LOCK_WAIT: Duration = Duration::from_secs(60);
+
+/// Begins to save `globals.sql`.
+pub fn begin_globals(agent: Arc<Agent>) -> Json<()> {
+    let work = agent.clone();
+    begin_once(&agent, |view| &mut view.globals, async move { globals(work).await })
+}
+
+async fn globals(agent: Arc<Agent>) -> Result<(), Failure> {
+    let text = {
+        let running = agent.running.lock().await;
+        let running = running.as_ref().ok_or_else(|| Failure::new("the instance does not run"))?;
+        running.globals(&agent).await?
+    };
+    let saved = tokio::task::spawn_blocking(move || {
+        // It goes the way of every other file: through the dump directory, and verified on the target's disk.
+        let directory = &agent.assignment.place.dump_directory;
+        let path = directory.join(GLOBALS_SQL);
+        std::fs::write(&path, text).map_err(|err| dump_directory_failure(directory, &format!("write `{}`: {err}", path.display())))?;
+        let (source, target) = (open_source(directory)?, target(&agent)?);
+        let file = CopyFile { name: GLOBALS_SQL, reuse: Reuse::Never };
+        let delivered = copy_verified(file, &source, target.staging(), &mut |_| ControlFlow::Continue(())).map_err(moving)?;
+        target.keep_sums(GLOBALS_SQL, &[SumEntry { path: GLOBALS_SQL.into(), sha256: delivered.sha256 }]).map_err(moving)
+    });
+    saved.await.unwrap_or_else(|err| Err(Failure::new(format!("saving globals.sql ended early: {err}"))))
+}
+
+/// Begins to dump and deliver `database`.
+pub fn begin(agent: Arc<Agent>, database: String) -> Json<()> {
+    let mut begins = false;
+    agent.database(&database, |view| {
+        if view.dump == Progress::Absent {
+            (view.dump, view.transfer) = (Progress::Running, Progress::Running);
+            begins = true;
+        }
+    });
+    if begins {
+        tokio::spawn(async move {
+            let delivered = dump_and_deliver(&agent, &database).await;
+            agent.database(&database, |view| match delivered {
+                Ok(bytes) => {
+                    (view.bytes_dumped, view.bytes_delivered) = (bytes, bytes);
+                    (view.dump, view.transfer) = (Progress::Done(()), Progress::Done(bytes));
+                }
+                Err(failure) => {
+                    view.transfer = Progress::Failed(failure.clone());
+                    if view.dump == Progress::Running {
+                        view.dump = Progress::Failed(failure);
+                    }
+                }
+            });
+        });
+    }
+    Json(())
+}
+
+/// Runs pg_dump and delivers what it saves; returns the bytes delivered.
+async fn dump_and_deliver(agent: &Arc<Agent>, database: &str) -> Result<u64, Failure> {
+    if let Some(bytes) = blocking(agent, database, delivered_before).await? {
+        return Ok(bytes);
+    }
+    let plan = dump_plan(agent, database).await?;
+    let output = plan.output.clone();
+    let finished = FinishedFiles::watch(&output).map_err(moving)?;
+    let events = (agent.clone(), database.to_owned());
+    let dump = Dump::start(&plan, move |event| tell(&events.0, &events.1, event));
+    let mut dump = dump.map_err(|err| Failure::new(with_causes(&err)))?;
+    let (ended, has_ended) = watch::channel(false);
+    let (work, name, from) = (agent.clone(), database.to_owned(), output.clone());
+    let mut mover = tokio::task::spawn_blocking(move || copy_finished(&work, &name, &from, finished, &has_ended));
+    let mut gone = agent.gone.subscribe();
+    let early = tokio::select! {
+        end = dump.wait() => Ok(end),
+        copied = &mut mover => Err(copied),
+        () = async { drop(gone.wait_for(|gone| *gone).await) } => {
+            let _ = dump.stop().await; // dropping it ends it, too
+            return Err(Failure::new("stopped"));
+        }
+    };
+    let (end, copied) = match early {
+        Ok(end) => {
+            let _ = ended.send(true); // a mover that failed meanwhile tells so
+            (end, mover.await)
+        }
+        Err(copied) => (dump.stop().await, copied), // the mover never ends before pg_dump unless it failed
+    };
+    let (finished, mut files) = copied.unwrap_or_else(|err| Err(Failure::new(format!("delivering ended early: {err}"))))?;
+    refuse_bad_end(agent, &output, end)?;
+    agent.database(database, |view| view.dump = Progress::Done(()));
+    blocking(agent, database, move |agent, database| {
+        let rest = finished.rest().map_err(moving)?;
+        let mover = Mover::open(agent, database, &output)?;
+        mover.copy(&rest, &mut files)?;
+        refuse_faults(agent)?;
+        mover.publish(&files)?;
+        std::fs::remove_dir_all(&output).map_err(|err| Failure::new(format!("remove `{}`: {err}", output.display())))?;
+        Ok(files.iter().map(|file| file.bytes).sum())
+    })
+    .await
+}
+
+/// Runs `work` where it may wait for disks.
+async fn blocking<T: Send + 'static>(
+    agent: &Arc<Agent>,
+    database: &str,
+    work: impl FnOnce(&Arc<Agent>, &str) -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    let (agent, database) = (agent.clone(), database.to_owned());
+    let done = tokio::task::spawn_blocking(move || work(&agent, &database)).await;
+    done.unwrap_or_else(|err| Err(Failure::new(format!("delivering ended early: {err}"))))
+}
+
+async fn dump_plan(agent: &Agent, database: &str) -> Result<DumpPlan, Failure> {
+    let running = agent.running.lock().await;
+    let running = running.as_ref().ok_or_else(|| Failure::new("the instance does not run"))?;
+    let request = &agent.assignment.request;
+    Ok(DumpPlan {
+        binaries: running.binaries.clone(),
+        endpoint: running.endpoint.clone(),
+        database: database.to_owned(),
+        output: agent.assignment.place.dump_directory.join(file_name_for_database(database)),
+        jobs: request.jobs,
+        compress: request.compress.clone(),
+        encoding: None,
+        arguments: request.pg_dump_arguments.clone(),
+        os_user: super::recovering::os_user_of(agent),
+        lock_wait_timeout: LOCK_WAIT,
+        marker: agent.assignment.place.marker.clone(),
+    })
+}
+
+fn tell(agent: &Agent, database: &str, event: DumpEvent) {
+    match event {
+        DumpEvent::TableBegun { .. } => agent.database(database, |view| view.tables_done += 1),
+        DumpEvent::Message { text } => agent.tell(format!("{database}: {text}")),
+        DumpEvent::ItemFinished { .. } | DumpEvent::Note { .. } => {}
+    }
+}
+
+/// Copies finished files until pg_dump has ended.
+fn copy_finished(
+    agent: &Arc<Agent>,
+    database: &str,
+    output: &Path,
+    mut finished: FinishedFiles,
+    has_ended: &watch::Receiver<bool>,
+) -> Result<(FinishedFiles, Vec<DeliveredFile>), Failure> {
+    let mut files = Vec::new();
+    let mut mover = None;
+    loop {
+        let ended = *has_ended.borrow();
+        let names = finished.next(if ended { Duration::ZERO } else { LOOK }).map_err(moving)?;
+        if !names.is_empty() {
+            let mover = match &mover {
+                Some(mover) => mover,
+                None => mover.insert(Mover::open(agent, database, output)?),
+            };
+            mover.copy(&names, &mut files)?;
+        } else if ended || *agent.gone.borrow() {
+            return Ok((finished, files));
+        }
+    }
+}
+
+/// A file in the target.
+struct DeliveredFile {
+    name: String,
+    bytes: u64,
+    sha256: [u8; 32],
+}
+
+/// Copies one database's files into the target.
+struct Mover<'a> {
+    agent: &'a Arc<Agent>,
+    database: &'a str,
+    source: Directory,
+    target: Arc<TargetDirectory>,
+    staging: Directory,
+}
+
+impl<'a> Mover<'a> {
+    fn open(agent: &'a Arc<Agent>, database: &'a str, output: &Path) -> Result<Self, Failure> {
+        let target = target(agent)?;
+        let staging = target.database(database).map_err(moving)?;
+        Ok(Self { agent, database, source: open_source(output)?, target, staging })
+    }
+
+    fn copy(&self, names: &[String], files: &mut Vec<DeliveredFile>) -> Result<(), Failure> {
+        // toc.dat holds the time of its dump: an earlier attempt's never fits.
+        let reuse = |name: &str| if name == "toc.dat" { Reuse::Never } else { Reuse::IfEqual };
+        let wanted: Vec<CopyFile> = names.iter().map(|name| CopyFile { name, reuse: reuse(name) }).collect();
+        let mut progress = |_| match *self.agent.gone.borrow() {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        };
+        let mut done = |at: usize, file: pgthaw_mover::Delivered| {
+            files.push(DeliveredFile { name: names[at].clone(), bytes: file.bytes, sha256: file.sha256 });
+            self.agent.database(self.database, |view| {
+                view.bytes_delivered += file.bytes;
+                view.bytes_dumped = view.bytes_dumped.max(view.bytes_delivered);
+            });
+        };
+        copy_all_verified(&wanted, &self.source, &self.staging, &mut progress, &mut done).map_err(moving)
+    }
+
+    /// Gives the database its name in the target; where an earlier export is replaced, that waits for the seal.
+    fn publish(&self, files: &[DeliveredFile]) -> Result<(), Failure> {
+        let directory = file_name_for_database(self.database);
+        let path = |file: &DeliveredFile| format!("{directory}/{}", file.name);
+        let sums: Vec<_> = files.iter().map(|file| SumEntry { path: path(file), sha256: file.sha256 }).collect();
+        self.target.keep_sums(&directory, &sums).map_err(moving)?;
+        if self.agent.assignment.request.replace {
+            return Ok(());
+        }
+        let names: Vec<&str> = files.iter().map(|file| file.name.as_str()).collect();
+        self.target.publish_database(self.database, &names).map(drop).map_err(moving)
+    }
+}
+
+/// Returns the bytes of `database` if an earlier attempt gave it its name and died before it could say so.
+fn delivered_before(agent: &Arc<Agent>, database: &str) -> Result<Option<u64>, Failure> {
+    match agent.assignment.request.replace {
+        true => Ok(None), // nothing has its name before the seal
+        false => target(agent)?.published_before(database).map_err(moving),
+    }
+}
+
+/// The target, locked for this session as long as the agent lives.
+pub fn target(agent: &Agent) -> Result<Arc<TargetDirectory>, Failure> {
+    let mut opened = lock(&agent.target);
+    if let Some(target) = &*opened {
+        return Ok(target.clone());
+    }
+    let target = TargetDirectory::create(&agent.assignment.request.target, &agent.assignment.session).map_err(moving)?;
+    Ok(opened.insert(Arc::new(target)).clone())
+}
+
+/// Whatever pg_dump's exit code: a mount that could not answer a read makes what was dumped worthless.
+pub fn refuse_faults(agent: &Agent) -> Result<(), Failure> {
+    let faults = agent.mount()?.report()?.faults;
+    let broken = agent.view.borrow().broken.clone();
+    match (broken, faults) {
+        (Some(failure), _) => Err(failure),
+        (None, 0) => Ok(()),
+        (None, faults) => Err(Failure::new(format!("the mount could not answer {faults} requests"))),
+    }
+}
+
+fn refuse_bad_end(agent: &Agent, output: &Path, end: Result<pgthaw_postgres::dump::DumpEnd, DumpError>) -> Result<(), Failure> {
+    let message = match end {
+        Ok(end) if end.status.success() => return Ok(()),
+        Ok(end) => format!("pg_dump ended with {}: {}", end.status, end.messages.join("; ")),
+        Err(err) => with_causes(&err),
+    };
+    if let Some(failure) = agent.view.borrow().broken.clone() {
+        return Err(failure); // pg_dump only met its consequence
+    }
+    Err(dump_directory_failure(output.parent().unwrap_or(output), &message))
+}
+
+/// A failure while the dump was saved in `directory`, which may be full.
+fn dump_directory_failure(directory: &Path, message: &str) -> Failure {
+    if message.contains("No space left on device") || message.contains("Disk quota exceeded") {
+        return Failure::new(format!("the dump's directory `{}` is full: {message}", directory.display()))
+            .hint("make room there and retry, or cancel and export again with another --dump-dir");
+    }
+    Failure::new(message)
+}
+
+fn open_source(directory: &Path) -> Result<Directory, Failure> {
+    Directory::open_source(directory).map_err(moving)
+}
+
+/// A mover's error for people.
+pub fn moving(err: MoveError) -> Failure {
+    Failure { message: with_causes(&err), hint: err.hint().map(Into::into) }
+}

@@ -1,0 +1,142 @@
+//! The agent's line to the child that serves the mount.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child as Process, ChildStdin, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use pgthaw_session::observed::Failure;
+use serde::Serialize;
+
+use crate::internal::mount::{MountCommand, MountEvent, MountReport, MountTask};
+use crate::internal::{self, Child};
+use crate::processes::MARKER_VARIABLE;
+
+/// How long a mount may take until it answers.
+const START_LIMIT: Duration = Duration::from_secs(60);
+/// How long a report may take.
+const REPORT_LIMIT: Duration = Duration::from_secs(60);
+
+/// A running mount.
+pub struct MountChild {
+    process: Mutex<Process>,
+    input: Mutex<ChildStdin>,
+    answers: Mutex<mpsc::Receiver<MountEvent>>,
+}
+
+impl MountChild {
+    /// Starts the child as user `ids` (when we are root), hands it the mounted `device` and the `map`, and waits until it
+    /// answers. `broken` is called with every fault, and when the child ends by itself.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start(
+        mut task: MountTask,
+        device: OwnedFd,
+        map: &[u8],
+        ids: (u32, u32),
+        marker: &str,
+        log: &Path,
+        broken: impl Fn(String) + Send + 'static,
+    ) -> Result<Self, Failure> {
+        let failed = |err: io::Error| Failure::new(format!("start the mount's process: {err}"));
+        let mut command = internal::command(Child::Mount);
+        internal::run_as_ids(&mut command, ids.0, ids.1);
+        let number = device.as_raw_fd();
+        // SAFETY: one system call on a number; the descriptor stays open in this process until the child has started.
+        unsafe {
+            command.pre_exec(move || match libc::fcntl(number, libc::F_SETFD, 0) {
+                -1 => Err(io::Error::last_os_error()),
+                _ => Ok(()),
+            });
+        }
+        let log_file = std::fs::OpenOptions::new().create(true).append(true).open(log).map_err(failed)?;
+        command.env(MARKER_VARIABLE, marker).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log_file);
+        let mut process = command.spawn().map_err(failed)?;
+        drop(device);
+        let mut input = process.stdin.take().expect("piped");
+        let output = process.stdout.take().expect("piped");
+        (task.device, task.map_bytes) = (number, map.len() as u64);
+        let (sender, answers) = mpsc::channel();
+        thread::spawn(move || {
+            for line in BufReader::new(output).lines() {
+                match line.ok().and_then(|line| serde_json::from_str(&line).ok()) {
+                    Some(MountEvent::Fault { message }) => broken(message),
+                    Some(event) => drop(sender.send(event)), // nobody waits for it any more
+                    None => break,
+                }
+            }
+            broken("the process that serves the mount has ended".into());
+        });
+        let told = send(&mut input, &task).and_then(|()| input.write_all(map));
+        let child = Self { process: Mutex::new(process), input: Mutex::new(input), answers: Mutex::new(answers) };
+        match (told, lock(&child.answers).recv_timeout(START_LIMIT)) {
+            (Ok(()), Ok(MountEvent::Ready)) => {}
+            _ => {
+                child.kill();
+                let said = std::fs::read_to_string(log).unwrap_or_default();
+                return Err(Failure::new(format!("the mount did not start: {}", said.trim())));
+            }
+        }
+        Ok(child)
+    }
+
+    /// What the mount has read so far.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn report(&self) -> Result<MountReport, Failure> {
+        match self.ask(&MountCommand::Report, Some(REPORT_LIMIT))? {
+            MountEvent::Report(report) => Ok(report),
+            other => Err(Failure::new(format!("the mount answered {other:?}"))),
+        }
+    }
+
+    /// Reads and verifies every file of `databases` whole; returns what is wrong.
+    ///
+    /// # Errors
+    /// When the mount ends meanwhile.
+    pub fn verify(&self, databases: Vec<u32>) -> Result<Vec<String>, Failure> {
+        match self.ask(&MountCommand::Verify { databases }, None)? {
+            MountEvent::Verified { wrong } => Ok(wrong),
+            other => Err(Failure::new(format!("the mount answered {other:?}"))),
+        }
+    }
+
+    /// Ends the child at once; the kernel then fails every request that still waits.
+    pub fn kill(&self) {
+        let mut process = lock(&self.process);
+        let _ = process.kill(); // an error only means that it has ended
+        let _ = process.wait();
+    }
+
+    /// The child's process id.
+    pub fn pid(&self) -> u32 {
+        lock(&self.process).id()
+    }
+
+    fn ask(&self, command: &MountCommand, limit: Option<Duration>) -> Result<MountEvent, Failure> {
+        let answers = lock(&self.answers);
+        let gone = || Failure::new("the process that serves the mount has ended");
+        send(&mut lock(&self.input), command).map_err(|_| gone())?;
+        match limit {
+            Some(limit) => answers.recv_timeout(limit).map_err(|_| Failure::new("the mount does not answer")),
+            None => answers.recv().map_err(|_| gone()),
+        }
+    }
+}
+
+fn send(input: &mut ChildStdin, message: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(message).map_err(io::Error::other)?;
+    line.push(b'\n');
+    input.write_all(&line)?;
+    input.flush()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

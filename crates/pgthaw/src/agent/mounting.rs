@@ -1,0 +1,72 @@
+//! The verb `mount`: the mount, and the child that serves it.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+
+use axum::Json;
+use pgthaw_mountfs::{mount_as_root, mount_as_user};
+use pgthaw_session::observed::Failure;
+
+use super::mount_child::MountChild;
+use super::{Agent, begin_once, lock};
+use crate::internal::mount::MountTask;
+use crate::internal::source::with_causes;
+use crate::wire::Assignment;
+
+/// Largest default for the cache of decoded pages; a quarter of the free memory where that is less.
+const DEFAULT_CACHE: u64 = 1 << 30;
+
+/// Begins to mount.
+pub fn begin(agent: Arc<Agent>) -> Json<()> {
+    let work = agent.clone();
+    begin_once(&agent, |view| &mut view.mount, async move {
+        let mounted = tokio::task::spawn_blocking(move || mount(&work)).await;
+        mounted.unwrap_or_else(|err| Err(Failure::new(format!("mounting ended early: {err}"))))
+    })
+}
+
+/// User and group that read the repository: its owner.
+///
+/// # Errors
+/// When the repository cannot be looked at.
+pub fn repository_owner(assignment: &Assignment) -> io::Result<(u32, u32)> {
+    let path = &assignment.request.repository.path;
+    let meta = std::fs::metadata(path);
+    let meta = meta.map_err(|err| io::Error::new(err.kind(), format!("repository `{}`: {err}", path.display())))?;
+    Ok((meta.uid(), meta.gid()))
+}
+
+fn mount(agent: &Arc<Agent>) -> Result<(), Failure> {
+    let assignment = &agent.assignment;
+    let place = &assignment.place;
+    let map = lock(&agent.map).take().ok_or_else(|| Failure::new("the map has not arrived"))?;
+    let owner = repository_owner(assignment).map_err(|err| Failure::new(err.to_string()))?;
+    let root = rustix::process::geteuid().is_root();
+    let device = if root { mount_as_root(&place.mountpoint) } else { mount_as_user(&place.mountpoint) };
+    let device = device.map_err(|err| {
+        Failure::new(format!("mount at `{}`: {}", place.mountpoint.display(), with_causes(&err))).hint(err.hint())
+    })?;
+    let task = MountTask {
+        device: -1,
+        mountpoint: place.mountpoint.clone(),
+        layer_directory: place.work_directory.join("layer"),
+        owner: (agent.os_user.uid, agent.os_user.gid),
+        cache_bytes: assignment.request.cache_size.unwrap_or_else(default_cache),
+        map_bytes: 0,
+    };
+    let told = agent.clone();
+    let broken = move |message: String| told.broken(Failure::new(message));
+    let log = place.work_directory.join("agent").join("mount.log");
+    let child = MountChild::start(task, device, &map, owner, &place.marker, &log, broken)?;
+    *lock(&agent.mount) = Some(Arc::new(child));
+    Ok(())
+}
+
+/// A quarter of the memory that is free now, at most [`DEFAULT_CACHE`].
+fn default_cache() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let available = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kilobytes = available.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kilobytes.map_or(DEFAULT_CACHE, |kilobytes| (kilobytes * 1024 / 4).min(DEFAULT_CACHE))
+}

@@ -1,0 +1,203 @@
+//! The verb `seal`: everything is verified that can be, then `SHA256SUMS` and, last of all, `export.json` are written.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Json;
+use jiff::Timestamp;
+use pgthaw_mover::{EXPORT_JSON, GLOBALS_SQL, SumEntry, file_name_for_database};
+use pgthaw_session::observed::{Failure, InstanceReady, Progress};
+use serde::Serialize;
+
+use super::dumping::{moving, refuse_faults, target};
+use super::{Agent, begin_once};
+use crate::internal::mount::{CoverageCount, MountReport};
+
+/// What `export.json` says. Its keys are part of the command line's contract.
+#[derive(Debug, Serialize)]
+struct ExportJson {
+    format: u32,
+    pgthaw_version: &'static str,
+    session: String,
+    completed_at: Timestamp,
+    repository: Repository,
+    backup: Backup,
+    recovery: Recovery,
+    postgres_version: String,
+    pg_dump_version: String,
+    pg_dump_arguments: Vec<String>,
+    isolation: String,
+    globals: bool,
+    role_passwords: bool,
+    source_verified_whole: bool,
+    databases: Vec<Database>,
+    rolled_back_transactions: Vec<String>,
+    warnings: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Repository {
+    kind: String,
+    path: String,
+    stanza: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Backup {
+    id: String,
+    started_at: Option<Timestamp>,
+    stopped_at: Option<Timestamp>,
+}
+
+#[derive(Debug, Serialize)]
+struct Recovery {
+    target: &'static str,
+    lsn: String,
+    timeline: u32,
+    last_transaction: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Database {
+    name: String,
+    directory: String,
+    database_bytes: u64,
+    dump_files: usize,
+    /// Unlogged tables are empty after any recovery.
+    unlogged_tables: Vec<String>,
+    verified: CoverageCount,
+}
+
+/// Begins to complete the export.
+pub fn begin(agent: Arc<Agent>) -> Json<()> {
+    let work = agent.clone();
+    begin_once(&agent, |view| &mut view.seal, async move {
+        let running = work.running.lock().await;
+        let Some(running) = running.as_ref() else { return Err(Failure::new("the instance does not run")) };
+        let (oids, pg_dump) = (running.oids.clone(), running.binaries.version.clone());
+        let sealing = work.clone();
+        let sealed = tokio::task::spawn_blocking(move || seal(&sealing, &oids, pg_dump)).await;
+        sealed.unwrap_or_else(|err| Err(Failure::new(format!("completing the export ended early: {err}"))))
+    })
+}
+
+fn seal(agent: &Arc<Agent>, oids: &BTreeMap<String, u32>, pg_dump_version: String) -> Result<u64, Failure> {
+    let Progress::Done(ready) = agent.view.borrow().instance.clone() else {
+        return Err(Failure::new("the instance is not ready"));
+    };
+    let request = &agent.assignment.request;
+    if request.verify_source {
+        verify_source(agent, oids)?;
+    }
+    refuse_faults(agent)?;
+    let report = agent.mount()?.report()?;
+    if report.decoded_again_bytes > report.decoded_bytes / 4 {
+        agent.tell(format!(
+            "{} MB were decoded again because the cache was too small; --cache-size makes it larger",
+            report.decoded_again_bytes / 1_000_000
+        ));
+    }
+    let target = target(agent)?;
+    let sums_of = |name: &str| {
+        let kept = target.kept_sums(name).map_err(moving)?;
+        kept.ok_or_else(|| Failure::new(format!("the checksums of {name} are no longer in the target")))
+    };
+    let mut sums: Vec<SumEntry> = Vec::new();
+    let mut files = BTreeMap::new();
+    for database in &ready.databases {
+        let entries = sums_of(&file_name_for_database(&database.name))?;
+        files.insert(database.name.clone(), entries.len());
+        sums.extend(entries);
+    }
+    if request.globals {
+        sums.extend(sums_of(GLOBALS_SQL)?);
+    }
+    if request.replace {
+        target.remove_replaced().map_err(moving)?;
+        for database in &ready.databases {
+            let directory = file_name_for_database(&database.name);
+            let own: Vec<String> = sums.iter().filter_map(|sum| sum.path.strip_prefix(&format!("{directory}/")).map(str::to_owned)).collect();
+            let names: Vec<&str> = own.iter().map(String::as_str).collect();
+            target.publish_database(&database.name, &names).map_err(moving)?;
+        }
+    }
+    if request.globals {
+        target.publish_file(GLOBALS_SQL).map_err(moving)?;
+    }
+    let json = export_json(agent, &ready, &report, oids, &files, pg_dump_version);
+    let json = serde_json::to_vec_pretty(&json).expect("it is plain data");
+    sums.sort_by(|a, b| a.path.cmp(&b.path));
+    target.write_sha256sums(&sums).map_err(moving)?;
+    target.write_export_json(&json).map_err(moving)?;
+    target.remove_staging().map_err(moving)?;
+    let delivered: u64 = sums.iter().filter_map(|sum| std::fs::metadata(target.path().join(&sum.path)).ok()).map(|meta| meta.len()).sum();
+    let own = [pgthaw_mover::SHA256SUMS, EXPORT_JSON].iter().filter_map(|name| std::fs::metadata(target.path().join(name)).ok());
+    Ok(delivered + own.map(|meta| meta.len()).sum::<u64>())
+}
+
+fn verify_source(agent: &Agent, oids: &BTreeMap<String, u32>) -> Result<(), Failure> {
+    let wrong = agent.mount()?.verify(oids.values().copied().collect())?;
+    match wrong.first() {
+        None => Ok(()),
+        Some(first) => Err(Failure::new(format!("{} files of the backup are damaged: {first}", wrong.len()))
+            .hint("export from another backup, and have the repository checked by its own tool")),
+    }
+}
+
+fn export_json(
+    agent: &Agent,
+    ready: &InstanceReady,
+    report: &MountReport,
+    oids: &BTreeMap<String, u32>,
+    files: &BTreeMap<String, usize>,
+    pg_dump_version: String,
+) -> ExportJson {
+    let assignment = &agent.assignment;
+    let (request, facts) = (&assignment.request, &assignment.facts);
+    let time = |seconds: i64| Timestamp::from_second(seconds).ok();
+    let coverage: BTreeMap<u32, CoverageCount> = report.coverage.iter().copied().collect();
+    let databases = ready.databases.iter().map(|database| Database {
+        name: database.name.clone(),
+        directory: file_name_for_database(&database.name),
+        database_bytes: database.bytes,
+        dump_files: files.get(&database.name).copied().unwrap_or(0),
+        unlogged_tables: database.unlogged_tables.clone(),
+        verified: oids.get(&database.name).and_then(|oid| coverage.get(oid)).copied().unwrap_or_default(),
+    });
+    let end = assignment.recovery_end.as_ref().unwrap_or(&ready.recovery_end);
+    ExportJson {
+        format: 1,
+        pgthaw_version: env!("CARGO_PKG_VERSION"),
+        session: assignment.session.clone(),
+        completed_at: Timestamp::now(),
+        repository: Repository {
+            kind: facts.kind.clone(),
+            path: request.repository.path.display().to_string(),
+            stanza: request.repository.stanza.clone(),
+        },
+        backup: Backup {
+            id: facts.backup.id.clone(),
+            started_at: time(facts.backup.started_at),
+            stopped_at: facts.backup.stopped_at.and_then(time),
+        },
+        recovery: Recovery {
+            target: match request.recovery {
+                pgthaw_session::RecoveryChoice::EndOfBackup => "end-of-backup",
+                pgthaw_session::RecoveryChoice::Latest => "latest",
+            },
+            lsn: end.lsn.clone(),
+            timeline: end.timeline,
+            last_transaction: end.last_transaction.clone(),
+        },
+        postgres_version: ready.server_version.clone(),
+        pg_dump_version,
+        pg_dump_arguments: request.pg_dump_arguments.clone(),
+        isolation: ready.isolation.clone(),
+        globals: request.globals,
+        role_passwords: request.role_passwords,
+        source_verified_whole: request.verify_source,
+        databases: databases.collect(),
+        rolled_back_transactions: ready.rolled_back.clone(),
+        warnings: ready.warnings.clone(),
+    }
+}

@@ -1,0 +1,83 @@
+//! The children that pgthaw starts of itself. Nobody types these; they talk over pipes.
+//!
+//! | child    | what it does                                    | identity when pgthaw was started as root |
+//! |----------|-------------------------------------------------|------------------------------------------|
+//! | `source` | reads a repository: backups, facts, the map     | the repository's owner                   |
+//! | `check`  | checks everything before anything is touched    | root                                     |
+//! | `agent`  | one session on this machine, see [`crate::agent`] | root                                   |
+//! | `mount`  | serves one mount                                | the repository's owner                   |
+
+pub mod mount;
+pub mod source;
+
+use std::io::{self, Read};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+
+use clap::ValueEnum;
+use serde::de::DeserializeOwned;
+
+/// Which child.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Child {
+    /// Reads a repository.
+    Source,
+    /// Checks everything before anything is touched.
+    Check,
+    /// One session on this machine.
+    Agent,
+    /// Serves one mount.
+    Mount,
+}
+
+/// Runs as the child `which`; its task comes on standard input.
+pub fn run(which: Child) -> ExitCode {
+    let _ = rustix::thread::set_name(c"pgthaw"); // started through /proc/self/exe, which would show as `exe`
+    match which {
+        Child::Source => source::run(),
+        Child::Check => check(),
+        Child::Agent => crate::agent::run(),
+        Child::Mount => mount::run(),
+    }
+}
+
+/// Prepares the start of the child `which`: this very program, whatever has become of its file.
+pub fn command(which: Child) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    let name = which.to_possible_value().expect("no child is hidden");
+    command.arg0("pgthaw").args(["internal", name.get_name()]).current_dir("/");
+    command
+}
+
+/// Makes `command` run with this user and group, and no other group, when we are root; otherwise it stays ours.
+pub fn run_as_ids(command: &mut Command, uid: u32, gid: u32) {
+    if !rustix::process::geteuid().is_root() || uid == 0 {
+        return;
+    }
+    let set = move || {
+        // SAFETY: plain system calls on values; they are async-signal-safe.
+        let done = unsafe { libc::setgroups(1, &gid) == 0 && libc::setgid(gid) == 0 && libc::setuid(uid) == 0 };
+        if done { Ok(()) } else { Err(io::Error::last_os_error()) }
+    };
+    // SAFETY: the closure only makes system calls.
+    unsafe { command.pre_exec(set) };
+}
+
+/// Reads a task from standard input, to its end.
+fn task<T: DeserializeOwned>() -> io::Result<T> {
+    let mut bytes = Vec::new();
+    io::stdin().lock().read_to_end(&mut bytes)?;
+    serde_json::from_slice(&bytes).map_err(io::Error::other)
+}
+
+/// The check before anything is touched: a task in, a report out.
+fn check() -> ExitCode {
+    let report = task().map(|task| crate::agent::check::run(&task));
+    match report.and_then(|report| serde_json::to_writer(io::stdout().lock(), &report).map_err(io::Error::other)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            eprintln!("{err}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! The child that serves one mount: it reads and decodes the backup, keeps what the cluster writes, and answers the kernel.
+//!
+//! It is told what to serve on standard input: a line with a [`MountTask`], then the map ([`super::source::MountSource`]),
+//! then one [`MountCommand`] per line. It answers with one [`MountEvent`] per line. The end of its standard input ends it:
+//! it lives no longer than the agent that started it.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
+
+use pgthaw_mountfs::{Fault, FaultKind, FileSystem, Lower, Owner, ServeOptions, Tree};
+use pgthaw_source::map::BackupMap;
+use pgthaw_source::reader::{Coverage, ReadError, Reader};
+use pgthaw_source::store::LocalStore;
+use serde::{Deserialize, Serialize};
+
+use super::source::{MountSource, database_of, with_causes};
+
+/// Threads that answer the kernel.
+const FUSE_THREADS: usize = 4;
+/// Threads that decode.
+const POOL_THREADS: usize = 4;
+
+/// What to serve.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct MountTask {
+    /// Descriptor number of the mounted FUSE device, which the agent hands over.
+    pub device: i32,
+    /// Where it is mounted; tablespace links lead there.
+    pub mountpoint: PathBuf,
+    /// Where the cluster's writes go.
+    pub layer_directory: PathBuf,
+    /// Who owns everything in the mount: user id, group id.
+    pub owner: (u32, u32),
+    /// Bytes of decoded pages kept in memory.
+    pub cache_bytes: u64,
+    /// Bytes of the map that follow.
+    pub map_bytes: u64,
+}
+
+/// What the agent asks of a running mount.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MountCommand {
+    /// Tell how much was read and verified.
+    Report,
+    /// Read and verify every file of these databases, and of the shared catalogs, whole.
+    Verify {
+        /// Their OIDs.
+        databases: Vec<u32>,
+    },
+}
+
+/// What a mount tells.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MountEvent {
+    /// It answers from now on.
+    Ready,
+    /// Something was answered with an error, or could not be kept.
+    Fault {
+        /// What happened to which file.
+        message: String,
+    },
+    /// The answer to [`MountCommand::Report`].
+    Report(MountReport),
+    /// The answer to [`MountCommand::Verify`]: what is wrong, if anything.
+    Verified {
+        /// One message per file that could not be read or does not match its checksum.
+        wrong: Vec<String>,
+    },
+}
+
+/// What a mount has read so far.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountReport {
+    /// Number of requests answered with an error, and of files found damaged.
+    pub faults: u64,
+    /// Bytes read from the repository.
+    pub stored_bytes_read: u64,
+    /// Bytes decoded.
+    pub decoded_bytes: u64,
+    /// Bytes decoded more than once, because the cache was too small.
+    pub decoded_again_bytes: u64,
+    /// Bytes that the cluster wrote.
+    pub layer_bytes: u64,
+    /// Per database OID (0: shared catalogs and everything else): how its files were covered.
+    pub coverage: Vec<(u32, CoverageCount)>,
+}
+
+/// How many files were covered by what.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CoverageCount {
+    /// Read whole and equal to the repository's checksum.
+    pub whole_file_checksum: u64,
+    /// Read in part; PostgreSQL's page checksums cover what was read.
+    pub page_checksums: u64,
+    /// Read, but the repository knows no checksum of the whole file and the cluster has none of the pages.
+    pub none: u64,
+    /// Not read.
+    pub not_read: u64,
+    /// Read and found damaged.
+    pub damaged: u64,
+}
+
+/// Serves the mount described on standard input until the agent goes or the mount is taken away.
+pub fn run() -> ExitCode {
+    match serve() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            eprintln!("{err}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve() -> io::Result<()> {
+    let mut input = BufReader::new(io::stdin());
+    let mut line = String::new();
+    input.read_line(&mut line)?;
+    let task: MountTask = serde_json::from_str(&line).map_err(io::Error::other)?;
+    // SAFETY: the agent hands the device over under this number, and nothing else here owns it.
+    let device = unsafe { OwnedFd::from_raw_fd(task.device) };
+    rustix::io::fcntl_setfd(&device, rustix::io::FdFlags::CLOEXEC)?;
+    let mut bytes = Vec::new();
+    input.by_ref().take(task.map_bytes).read_to_end(&mut bytes)?;
+    let source: MountSource = postcard::from_bytes(&bytes).map_err(io::Error::other)?;
+    drop(bytes);
+
+    let events = Arc::new(Events::default());
+    let tree = tree(&source.map, &task.mountpoint)?;
+    let databases: Vec<u32> = source.map.files.iter().map(|file| database_of(file.path.as_str()).unwrap_or(0)).collect();
+    let store = LocalStore::open(source.objects)?;
+    let reader = Arc::new(Reader::new(Arc::new(store), source.map.files, task.cache_bytes));
+    let (uid, gid) = task.owner;
+    let told = events.clone();
+    let on_fault = Box::new(move |fault: &Fault| told.send(&MountEvent::Fault { message: fault_text(fault) }));
+    let lower = Arc::new(Backup::new(reader.clone()));
+    let fs = Arc::new(FileSystem::new(tree, lower, &task.layer_directory, Owner { uid, gid }, on_fault)?);
+
+    let (service, control, ready) = (fs.clone(), fs, events.clone());
+    thread::spawn(move || {
+        for line in input.lines() {
+            let Ok(line) = line else { break };
+            match serde_json::from_str(&line) {
+                Ok(MountCommand::Report) => events.send(&MountEvent::Report(report(&reader, &control, &databases))),
+                Ok(MountCommand::Verify { databases: wanted }) => {
+                    let (reader, events, databases) = (reader.clone(), events.clone(), databases.clone());
+                    thread::spawn(move || events.send(&MountEvent::Verified { wrong: verify(&reader, &databases, &wanted) }));
+                }
+                Err(_) => break,
+            }
+        }
+        control.abort(); // the agent has gone: nobody waits for an answer any more
+        std::process::exit(0);
+    });
+    let options = ServeOptions { fuse_threads: FUSE_THREADS, pool_threads: POOL_THREADS };
+    ready.send(&MountEvent::Ready); // the kernel queues requests until they are read
+    pgthaw_mountfs::serve(service, device, options)
+}
+
+/// The mounted cluster's tree: the map's, and a link to each tablespace.
+fn tree(map: &BackupMap, mountpoint: &std::path::Path) -> io::Result<Tree> {
+    let mut tree = Tree::new();
+    for directory in &map.directories {
+        tree.directory(directory.as_str(), 0).map_err(io::Error::other)?;
+        if let Some(oid) = directory.as_str().strip_prefix("tablespaces/").filter(|rest| !rest.contains('/')) {
+            let link = format!("data/pg_tblspc/{oid}");
+            tree.symlink(&link, mountpoint.join(directory.as_str())).map_err(io::Error::other)?;
+        }
+    }
+    for (number, file) in map.files.iter().enumerate() {
+        tree.file(file.path.as_str(), number, file.size, file.modified).map_err(io::Error::other)?;
+    }
+    Ok(tree)
+}
+
+/// A fault for people.
+fn fault_text(fault: &Fault) -> String {
+    let Fault { path, offset, kind, error } = fault;
+    match kind {
+        FaultKind::Read => format!("`{path}` of the backup could not be read at byte {offset}: {error}"),
+        FaultKind::Write => format!("what PostgreSQL wrote to `{path}` could not be kept: {error}"),
+        FaultKind::NoSpace => format!("no room for `{path}` in the write layer: {error}"),
+        FaultKind::Poisoned | FaultKind::Aborted => format!("`{path}` was refused: {error}"),
+    }
+}
+
+/// The backup's files as what lies below the mount. After each read one thread decodes ahead, if the reads go on in sequence.
+struct Backup {
+    reader: Arc<Reader>,
+    ahead: mpsc::SyncSender<usize>,
+}
+
+/// Files that may wait for being decoded ahead; more are left to their next read.
+const AHEAD_QUEUE: usize = 16;
+
+impl Backup {
+    fn new(reader: Arc<Reader>) -> Self {
+        let (ahead, files) = mpsc::sync_channel(AHEAD_QUEUE);
+        let reads_ahead = reader.clone();
+        thread::spawn(move || files.into_iter().for_each(|file| reads_ahead.read_ahead(file)));
+        Self { reader, ahead }
+    }
+
+    fn done(&self, file: usize, read: Result<(), ReadError>) -> io::Result<()> {
+        let _ = self.ahead.try_send(file); // a full queue means that there is enough to do
+        read.map_err(|err| io::Error::other(with_causes(&err)))
+    }
+}
+
+impl Lower for Backup {
+    fn try_read_at(&self, file: usize, offset: u64, buf: &mut [u8]) -> Option<io::Result<()>> {
+        self.reader.try_read_at(file, offset, buf).map(|read| self.done(file, read))
+    }
+
+    fn read_at(&self, file: usize, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let read = self.reader.read_at(file, offset, buf);
+        self.done(file, read)
+    }
+}
+
+fn report(reader: &Reader, fs: &FileSystem, databases: &[u32]) -> MountReport {
+    let mut coverage = std::collections::BTreeMap::<u32, CoverageCount>::new();
+    for (number, database) in databases.iter().enumerate() {
+        let count = coverage.entry(*database).or_default();
+        match reader.coverage(number) {
+            Coverage::Untouched => count.not_read += 1,
+            Coverage::Partly => count.page_checksums += 1,
+            Coverage::WholeVerified => count.whole_file_checksum += 1,
+            Coverage::WholeWithoutDigest => count.none += 1,
+            Coverage::Damaged => count.damaged += 1,
+        }
+    }
+    let statistics = reader.statistics();
+    MountReport {
+        faults: fs.fault_count() + reader.damaged().len() as u64,
+        stored_bytes_read: statistics.stored_bytes_read,
+        decoded_bytes: statistics.decoded_bytes,
+        decoded_again_bytes: statistics.decoded_again_bytes,
+        layer_bytes: fs.layer_bytes(),
+        coverage: coverage.into_iter().collect(),
+    }
+}
+
+fn verify(reader: &Reader, databases: &[u32], wanted: &[u32]) -> Vec<String> {
+    let chosen = |database: &u32| *database == 0 || wanted.contains(database);
+    let files = databases.iter().enumerate().filter(|(_, database)| chosen(database));
+    files.filter_map(|(number, _)| reader.verify_whole(number).err()).map(|err| with_causes(&err)).collect()
+}
+
+/// Standard output, one event per line.
+#[derive(Default)]
+struct Events(Mutex<()>);
+
+impl Events {
+    fn send(&self, event: &MountEvent) {
+        let _whole_lines = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut line = serde_json::to_vec(event).expect("an event is plain data");
+        line.push(b'\n');
+        let _ = io::stdout().lock().write_all(&line).and_then(|()| io::stdout().lock().flush()); // an agent that went ends us elsewhere
+    }
+}

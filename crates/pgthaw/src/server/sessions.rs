@@ -1,0 +1,85 @@
+//! Where the server keeps its sessions: one directory per session in the state directory, each with its journal.
+
+use std::fs;
+use std::io::{self, Read};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use pgthaw_session::journal::{self, Contents, Journal, JournalError};
+
+/// The directory of all sessions of this server.
+#[derive(Debug, Clone)]
+pub struct SessionsDirectory {
+    path: PathBuf,
+}
+
+impl SessionsDirectory {
+    /// Opens `sessions/` below `state_directory`; makes both (0700) where they are missing.
+    ///
+    /// # Errors
+    /// When one of them cannot be made.
+    pub fn open(state_directory: &Path) -> io::Result<Self> {
+        let path = state_directory.join("sessions");
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
+        Ok(Self { path })
+    }
+
+    /// The directory of session `id`.
+    pub fn of(&self, id: &str) -> PathBuf {
+        self.path.join(id)
+    }
+
+    /// The ids of all sessions, oldest first (an id begins with its date and time).
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn ids(&self) -> io::Result<Vec<String>> {
+        let mut ids = Vec::new();
+        for entry in fs::read_dir(&self.path)? {
+            if let Ok(name) = entry?.file_name().into_string()
+                && self.of(&name).join(journal::FILE_NAME).is_file()
+            {
+                ids.push(name);
+            }
+        }
+        ids.sort();
+        Ok(ids)
+    }
+
+    /// Makes a new session's directory and journal; returns its id.
+    ///
+    /// # Errors
+    /// [`JournalError`] when the file system says no.
+    pub fn create(&self) -> Result<(String, Journal), JournalError> {
+        let id = new_id();
+        let journal = Journal::create(&self.of(&id))?;
+        Ok((id, journal))
+    }
+
+    /// Opens and locks the journal of session `id`.
+    ///
+    /// # Errors
+    /// [`JournalError`], also when another process works on the session.
+    pub fn own(&self, id: &str) -> Result<(Journal, Contents), JournalError> {
+        Journal::open(&self.of(id))
+    }
+}
+
+/// A session's id: date, time and four random letters, such as `20261122-101112-kqvd`.
+fn new_id() -> String {
+    let now = jiff::Zoned::now().strftime("%Y%m%d-%H%M%S").to_string();
+    let letters: String = random_bytes::<4>().iter().map(|byte| char::from(b'a' + byte % 26)).collect();
+    format!("{now}-{letters}")
+}
+
+/// An unguessable marker: 32 hex digits.
+pub fn new_marker() -> String {
+    random_bytes::<16>().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn random_bytes<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    let read = fs::File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut bytes));
+    read.expect("every Linux has /dev/urandom");
+    bytes
+}
