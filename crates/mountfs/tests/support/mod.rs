@@ -7,11 +7,13 @@ pub mod model;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use pgthaw_mountfs::{
-    FileSystem, Lower, Owner, ServeOptions, Tree, mount_as_root, mounted_at, serve, unmount,
+    Fault, FileSystem, Lower, Owner, ServeOptions, Tree, mount_as_root, mount_as_user, mounted_at,
+    serve, unmount,
 };
 
 /// A lower whose bytes follow from file and offset.
@@ -20,6 +22,16 @@ pub struct Pattern {
     /// Every so many tries are answered at once; 0: all.
     pub answer_every: u64,
     pub gate: Arc<Gate>,
+    pub trouble: Trouble,
+}
+
+/// What is wrong with a lower: the file, the first bad byte, and how it shows.
+#[derive(Clone, Copy, Default)]
+pub enum Trouble {
+    #[default]
+    None,
+    Fails(usize, u64),
+    Panics(usize),
 }
 
 /// Lets reads of the lower through, or not.
@@ -52,9 +64,7 @@ impl Gate {
         let state = self.state.lock().unwrap();
         let (_state, result) = self
             .changed
-            .wait_timeout_while(state, std::time::Duration::from_secs(10), |state| {
-                state.waiting < count
-            })
+            .wait_timeout_while(state, Duration::from_secs(10), |state| state.waiting < count)
             .unwrap();
         assert!(!result.timed_out(), "nobody waits for the lower");
     }
@@ -73,6 +83,13 @@ fn pattern(file: usize, at: u64) -> u8 {
 
 impl Lower for Pattern {
     fn try_read_at(&self, file: usize, offset: u64, buf: &mut [u8]) -> Option<io::Result<()>> {
+        match self.trouble {
+            Trouble::Fails(bad, from) if file == bad && offset + buf.len() as u64 > from => {
+                return Some(Err(io::Error::other("checksum differs")));
+            }
+            Trouble::Panics(bad) if file == bad => return None,
+            _ => {}
+        }
         let mut state = self.gate.state.lock().unwrap();
         state.tries += 1;
         let late = self.answer_every != 0 && !state.tries.is_multiple_of(self.answer_every);
@@ -85,6 +102,9 @@ impl Lower for Pattern {
     }
 
     fn read_at(&self, file: usize, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        if let Trouble::Panics(bad) = self.trouble {
+            assert_ne!(file, bad, "a fault of the lower");
+        }
         let mut state = self.gate.state.lock().unwrap();
         state.waiting += 1;
         self.gate.changed.notify_all();
@@ -98,21 +118,30 @@ impl Lower for Pattern {
     }
 }
 
-/// A mount of root's, gone when dropped.
+/// How long a test may use its mount.
+const LONGEST_TEST: Duration = Duration::from_secs(60);
+
+/// A mount, gone when dropped: root's for all, an ordinary user's for himself.
 pub struct Mounted {
     pub fs: Arc<FileSystem>,
-    directory: Option<tempfile::TempDir>,
+    /// What `on_fault` was told.
+    pub told: Arc<Mutex<Vec<Fault>>>,
     mountpoint: PathBuf,
     server: Option<JoinHandle<io::Result<()>>>,
+    directory: Option<tempfile::TempDir>,
+    /// Ends the watch over the test's time.
+    _watch: mpsc::Sender<()>,
 }
 
 impl Mounted {
+    /// Mounts a tree with the write layer in the mount's own temporary directory.
     pub fn new(lower: Pattern, plant: impl FnOnce(&mut Tree)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let layer = directory.path().join("layer");
         Self::with_layer(directory, &layer, lower, plant)
     }
 
+    /// Mounts a tree with the write layer in `layer`.
     pub fn with_layer(
         directory: tempfile::TempDir,
         layer: &Path,
@@ -123,15 +152,30 @@ impl Mounted {
         std::fs::create_dir(&mountpoint).unwrap();
         let mut tree = Tree::new();
         plant(&mut tree);
-        let owner = Owner { uid: 0, gid: 0 };
-        let fs = FileSystem::new(tree, Arc::new(lower), layer, owner, Box::new(|_| {})).unwrap();
-        let fs = Arc::new(fs);
-        let device = mount_as_root(&mountpoint).unwrap();
+        let user = rustix::process::geteuid();
+        let owner = Owner { uid: user.as_raw(), gid: rustix::process::getegid().as_raw() };
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let tell = told.clone();
+        let on_fault = Box::new(move |fault: &Fault| tell.lock().unwrap().push(fault.clone()));
+        let fs = Arc::new(FileSystem::new(tree, Arc::new(lower), layer, owner, on_fault).unwrap());
+        let mounted =
+            if user.is_root() { mount_as_root(&mountpoint) } else { mount_as_user(&mountpoint) };
+        let device = mounted.unwrap();
         let server = std::thread::spawn({
             let fs = fs.clone();
             move || serve(fs, device, ServeOptions::default())
         });
-        Self { fs, directory: Some(directory), mountpoint, server: Some(server) }
+        let (watch, over) = mpsc::channel();
+        let watched = fs.clone();
+        std::thread::spawn(move || {
+            // A test that waits for its own mount cannot even be killed.
+            if over.recv_timeout(LONGEST_TEST) == Err(mpsc::RecvTimeoutError::Timeout) {
+                eprintln!("the test takes too long: its mount answers EIO from now on");
+                watched.abort();
+            }
+        });
+        let (server, directory) = (Some(server), Some(directory));
+        Self { fs, told, mountpoint, server, directory, _watch: watch }
     }
 
     pub fn path(&self) -> &Path {
@@ -143,17 +187,37 @@ impl Drop for Mounted {
     fn drop(&mut self) {
         self.fs.abort();
         let unmounted = unmount(&self.mountpoint, true);
-        let gone = !mounted_at(&self.mountpoint).unwrap();
-        if gone {
-            let served = self.server.take().unwrap().join();
-            drop(self.directory.take());
-            if !std::thread::panicking() {
-                served.unwrap().unwrap();
-            }
+        let gone = !mounted_at(&self.mountpoint).unwrap_or(true);
+        match self.directory.take() {
+            Some(directory) if !gone => drop(directory.keep()), // never remove files through a mount
+            directory => drop(directory),
         }
         if !std::thread::panicking() {
             unmounted.unwrap();
             assert!(gone, "{} is still mounted", self.mountpoint.display());
+            self.server.take().unwrap().join().unwrap().unwrap();
+        }
+    }
+}
+
+/// A small file system in memory: a disk that gets full. Gone when dropped.
+pub struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    pub fn new(path: &Path, bytes: usize) -> Self {
+        std::fs::create_dir(path).unwrap();
+        let options = std::ffi::CString::new(format!("size={bytes}")).unwrap();
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("pgthaw-test", path, "tmpfs", flags, options.as_c_str()).unwrap();
+        Self(path.to_owned())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let unmounted = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+        if !std::thread::panicking() {
+            unmounted.unwrap();
         }
     }
 }
@@ -177,9 +241,9 @@ impl Random {
 
 /// Waits until `condition` holds, for ten seconds at most.
 pub fn until(what: &str, condition: impl Fn() -> bool) {
-    let limit = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let limit = Instant::now() + Duration::from_secs(10);
     while !condition() {
-        assert!(std::time::Instant::now() < limit, "not within ten seconds: {what}");
-        std::thread::sleep(std::time::Duration::from_millis(5));
+        assert!(Instant::now() < limit, "not within ten seconds: {what}");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
