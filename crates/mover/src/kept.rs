@@ -26,7 +26,8 @@ impl TargetDirectory {
         let (directory, made) = self.staging().ensure_directory(KEPT)?;
         directory.remove_file(name)?;
         let mut file = directory.create_file(name)?;
-        let written = file.write_all(format_sha256sums(sums).as_bytes()).and_then(|()| file.sync_all());
+        let written =
+            file.write_all(format_sha256sums(sums).as_bytes()).and_then(|()| file.sync_all());
         written.map_err(|err| directory.error("write", name, err))?;
         directory.sync()?;
         if made { self.staging().sync() } else { Ok(()) }
@@ -62,7 +63,8 @@ impl TargetDirectory {
         for sum in &sums {
             let file_name = sum.path.strip_prefix(&format!("{name}/")).ok_or_else(foreign)?;
             let mut file = directory.find_file(file_name)?.ok_or_else(foreign)?;
-            let (length, sha256) = sha256_of(&mut file).map_err(|err| directory.error("read", file_name, err))?;
+            let (length, sha256) =
+                sha256_of(&mut file).map_err(|err| directory.error("read", file_name, err))?;
             if sha256 != sum.sha256 || !there.remove(file_name) {
                 return Err(foreign());
             }
@@ -79,7 +81,8 @@ impl TargetDirectory {
         if !Self::missing(path).is_empty() {
             return Ok(Vec::new());
         }
-        let staging = Directory::open(path)?.find_directory(&crate::target::staging_name(session))?;
+        let staging =
+            Directory::open(path)?.find_directory(&crate::target::staging_name(session))?;
         let Some(staging) = staging else { return Ok(Vec::new()) };
         match staging.find_directory(KEPT)? {
             Some(directory) => directory.names(),
@@ -110,9 +113,15 @@ mod tests {
         assert!(TargetDirectory::kept_names(&path, "other").unwrap().is_empty());
 
         fs::write(path.join("crm/further"), b"").unwrap();
-        assert!(matches!(target.published_before("crm"), Err(MoveError::Exists { .. })), "a file too many");
+        assert!(
+            matches!(target.published_before("crm"), Err(MoveError::Exists { .. })),
+            "a file too many"
+        );
         fs::remove_file(path.join("crm/further")).unwrap();
         fs::write(path.join("crm/toc.dat"), b"TOC").unwrap();
-        assert!(matches!(target.published_before("crm"), Err(MoveError::Exists { .. })), "another content");
+        assert!(
+            matches!(target.published_before("crm"), Err(MoveError::Exists { .. })),
+            "another content"
+        );
     }
 }

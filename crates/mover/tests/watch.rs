@@ -77,10 +77,12 @@ fn a_lost_event_is_made_up_for() {
     let mut watch = FinishedFiles::watch(&dump).unwrap();
     assert!(watch.next(MOMENT).unwrap().is_empty());
     // Two files closed in turn are told one by one (equal neighbours would be merged), until the queue is full.
-    let [odd, even] = ["1.dat", "2.dat"].map(|name| dump.join(name));
-    for _ in 0..limit / 2 + 10 {
-        fs::write(&odd, "rows").unwrap();
-        fs::write(&even, "rows").unwrap();
+    let files = ["1.dat", "2.dat"].map(|name| dump.join(name));
+    for file in &files {
+        fs::write(file, "rows").unwrap();
+    }
+    for at in 0..limit + 10 {
+        File::options().append(true).open(&files[at % 2]).unwrap();
     }
     let mut open = File::create(dump.join("4.dat")).unwrap();
     open.write_all(b"half").unwrap();

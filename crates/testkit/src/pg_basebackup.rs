@@ -1,5 +1,7 @@
 //! Backups by `pg_basebackup -Fp`.
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use crate::cluster::Cluster;
@@ -50,13 +52,18 @@ impl Cluster {
         let mut beside = dir.as_os_str().to_owned();
         beside.push(".ts_sales");
         let tablespace = options.tablespace.map_or_else(|| PathBuf::from(beside), PathBuf::from);
-        std::fs::create_dir(dir).unwrap_or_else(|err| panic!("create {}: {err}", dir.display()));
-        self.owner().take(dir);
+        // As pg_basebackup makes them, had it the right to.
+        let make = |made: &Path| {
+            DirBuilder::new()
+                .mode(0o700)
+                .create(made)
+                .unwrap_or_else(|err| panic!("create {}: {err}", made.display()));
+            self.owner().take(made);
+        };
+        make(dir);
         // One inside of the backup is made by pg_basebackup, which wants its own directory empty.
         if !tablespace.starts_with(dir) {
-            std::fs::create_dir(&tablespace)
-                .unwrap_or_else(|err| panic!("create {}: {err}", tablespace.display()));
-            self.owner().take(&tablespace);
+            make(&tablespace);
         }
         let mut command = self.client_as(self.owner(), "pg_basebackup");
         command.args(["--format=plain", "--checkpoint=fast", "--no-sync", "--pgdata"]).arg(dir);

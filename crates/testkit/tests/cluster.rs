@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use pgthaw_testkit::{
-    Cluster, ClusterOptions, Fixture, FreshServer, RestoreTarget, Scale, Scratch, User,
+    Cluster, ClusterOptions, Fixture, FreshServer, RestoreTarget, Scale, Scratch, Server, User,
     fingerprint, is_moved_by_traffic, measure, pgbench_sums, restore_dump_into_fresh_server, run,
     tree_hash,
 };
@@ -60,6 +60,24 @@ fn the_fixture_restores_to_what_it_promises() {
     let hash = tree_hash(&fixture.lz4.path);
     assert_eq!(hash, tree_hash(&fixture.lz4.path));
     let dir = Scratch::new();
+    for (name, backup) in [("stream", &fixture.stream), ("fetch", &fixture.fetch)] {
+        let copy = backup.copy_for(&User::cluster_owner(), &dir.join(name));
+        let server = Server::start(
+            &User::cluster_owner(),
+            &copy.dir,
+            "postgres",
+            "-c archive_mode=off -c hot_standby=off",
+        );
+        for database in Fixture::DATABASES {
+            let found = fingerprint(&server, database).without(is_moved_by_traffic);
+            assert_eq!(
+                fixture.expected[database].differences(&found),
+                Vec::<String>::new(),
+                "{name}: {database}"
+            );
+        }
+        assert!(pgbench_sums(&server, "sales").agree(), "{name}");
+    }
     let mine = fixture.stream.copy_for(&User::ordinary(), &dir.join("copy"));
     assert!(mine.dir.join("backup_label").exists());
     let copy = fixture.lz4.copy_for(&User::ordinary(), &dir.join("repo"));
