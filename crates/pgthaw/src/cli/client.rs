@@ -97,6 +97,12 @@ impl Client {
         Ok(client)
     }
 
+    /// The server of another state directory.
+    #[cfg(test)]
+    pub fn at(state: PathBuf) -> Self {
+        Self { state }
+    }
+
     /// Asks with `GET`.
     ///
     /// # Errors

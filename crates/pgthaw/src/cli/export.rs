@@ -28,7 +28,8 @@ pub async fn export(arguments: &ExportArguments) -> Answer {
         Ok::<_, ApiError>((client, created.id))
     };
     let Some((created, interrupted)) = unless_left(create, &mut interrupts).await else {
-        return Ok(left(None));
+        terminal::tell("pgthaw: a session may have begun; `pgthaw sessions` shows it");
+        return Ok(ExitCode::from(terminal::INTERRUPTED));
     };
     let (client, id) = created?;
     if interrupted {
@@ -87,8 +88,13 @@ pub async fn cancel(client: &Client, arguments: &CancelArguments) -> Answer {
     let status: Status = client.post(&session_path(&arguments.id, "/cancel"), &()).await?;
     let id = &status.id;
     let status = match follow(client, id, log.len(), OnInterrupt::Leave, &mut interrupts).await? {
-        Ending::Left => return Ok(left(Some(id))),
         Ending::Ended { status, .. } => status,
+        Ending::Left { .. } => {
+            terminal::tell(&format!(
+                "pgthaw: session {id} goes on being canceled; `pgthaw session {id}` shows it"
+            ));
+            return Ok(ExitCode::from(terminal::INTERRUPTED));
+        }
     };
     if output == Output::Json {
         terminal::print_json(&status);
@@ -134,17 +140,6 @@ async fn unless_left<T>(
     }
 }
 
-/// Says that the session goes on without us.
-fn left(id: Option<&str>) -> ExitCode {
-    terminal::tell(&match id {
-        Some(id) => format!(
-            "pgthaw: session {id} goes on; `pgthaw attach {id}` follows it, `pgthaw cancel {id}` undoes it"
-        ),
-        None => "pgthaw: left; a session may have begun, see `pgthaw sessions`".into(),
-    });
-    ExitCode::from(terminal::INTERRUPTED)
-}
-
 /// Says how a followed session ended. `begun` is when the work began that was followed.
 fn finish(
     ending: Ending,
@@ -154,7 +149,10 @@ fn finish(
     output: Output,
 ) -> ExitCode {
     let (status, stopped) = match ending {
-        Ending::Left => return left(Some(id)),
+        Ending::Left { stopped } => {
+            terminal::tell(&report::left_line(id, stopped || stopped_before));
+            return ExitCode::from(terminal::INTERRUPTED);
+        }
         Ending::Ended { status, stopped } => (status, stopped || stopped_before),
     };
     if output == Output::Json {
@@ -172,7 +170,10 @@ fn finish(
             ExitCode::SUCCESS
         }
         SessionState::Failed => {
-            terminal::tell_error(&report::failure(&status));
+            match stopped {
+                true => terminal::tell(&report::stopped_line(&status)),
+                false => terminal::tell_error(&report::failure(&status)),
+            }
             for line in report::after_failure(&status) {
                 terminal::tell(&line);
             }

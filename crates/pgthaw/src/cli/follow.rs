@@ -17,7 +17,7 @@ use crate::wire::{ApiError, LogLine};
 /// A connection that held longer than this was a good one.
 const GOOD_CONNECTION: Duration = Duration::from_secs(10);
 /// How many connections in a row may break early.
-const TRIES: u32 = 8;
+const TRIES: u32 = 6;
 
 /// Ctrl-C, noticed from the moment this is made.
 pub struct Interrupts(Signal);
@@ -61,7 +61,10 @@ pub enum Ending {
         stopped: bool,
     },
     /// The user left; the session goes on.
-    Left,
+    Left {
+        /// Whether it was asked to stop, and so ends by itself.
+        stopped: bool,
+    },
 }
 
 /// Follows session `id` until it is no longer at work, showing log lines but the `known` ones.
@@ -117,7 +120,7 @@ async fn watch(
                     }
                     last = Some(*status);
                 }
-                Some(Message::Lost(reason)) => progress.tell(&format!("pgthaw: {reason}; the session goes on, connecting again")),
+                Some(Message::Lost) => progress.tell("pgthaw: the connection to the server is lost; the session goes on, connecting again"),
                 Some(Message::Failed(error)) => return Err(error),
                 None => {
                     let Some(status) = last else { return Err(nothing_heard(id)) };
@@ -126,7 +129,7 @@ async fn watch(
             },
             () = interrupts.next() => {
                 if stopping.is_some() || on_interrupt == OnInterrupt::Leave {
-                    return Ok(Ending::Left);
+                    return Ok(Ending::Left { stopped: stopping.is_some() });
                 }
                 progress.tell("pgthaw: stopping the session; Ctrl-C again leaves it alone");
                 stopping = Some(stop(client, id));
@@ -167,7 +170,7 @@ enum Message {
     /// Its status has changed.
     Status(Box<Status>),
     /// The connection is lost and will be made again.
-    Lost(String),
+    Lost,
     /// Nothing more will be heard.
     Failed(ApiError),
 }
@@ -200,7 +203,7 @@ fn messages(client: &Client, id: &str) -> mpsc::Receiver<Message> {
                 Err(error) => error.to_string(),
             };
             early = if begun.elapsed() > GOOD_CONNECTION { 1 } else { early + 1 };
-            if early == 1 && sender.send(Message::Lost(reason.clone())).await.is_err() {
+            if early == 1 && sender.send(Message::Lost).await.is_err() {
                 return;
             }
             let again = match early {
@@ -211,7 +214,7 @@ fn messages(client: &Client, id: &str) -> mpsc::Receiver<Message> {
                 let _ = sender.send(Message::Failed(error)).await; // nobody listens any more
                 return;
             }
-            tokio::time::sleep(Duration::from_millis(100 << early.min(5))).await;
+            tokio::time::sleep(Duration::from_millis(100 << early.min(4))).await;
         }
     });
     receiver
@@ -275,8 +278,12 @@ pub async fn follow_log(
                 take(line);
             }
             Message::Failed(error) => return Err(error),
-            Message::Log { .. } | Message::Status(_) | Message::Lost(_) => {}
+            Message::Log { .. } | Message::Status(_) | Message::Lost => {}
         }
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "follow_tests.rs"]
+mod tests;

@@ -82,9 +82,9 @@ impl Bars {
     fn show(&mut self, status: &Status) {
         let known = status.step == Step::Dump || status.step == Step::Deliver;
         let template = if known && status.bytes_total > 0 {
-            "{prefix} [{bar:30}] {msg}"
+            "{prefix} [{bar:30}] {wide_msg}"
         } else {
-            "{prefix} {msg}"
+            "{prefix} {wide_msg}"
         };
         let style = ProgressStyle::with_template(template).expect("the template is well-formed");
         self.overall.set_style(style.progress_chars("=> "));
@@ -104,7 +104,8 @@ impl Bars {
             if at == self.databases.len() {
                 let bar = self.all.add(ProgressBar::no_length());
                 bar.set_style(
-                    ProgressStyle::with_template("  {msg}").expect("the template is well-formed"),
+                    ProgressStyle::with_template("  {wide_msg}")
+                        .expect("the template is well-formed"),
                 );
                 self.databases.push(bar);
             }

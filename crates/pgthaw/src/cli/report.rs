@@ -128,6 +128,25 @@ pub fn failure(status: &Status) -> ApiError {
     }
 }
 
+/// Returns what is said of a session that was asked to stop and has failed, which is how a stop ends.
+pub fn stopped_line(status: &Status) -> String {
+    let why = status.error.as_deref().unwrap_or("stopped by the user");
+    format!("pgthaw: session {} has ended: {}", status.id, text::one_line(why))
+}
+
+/// Returns what is said to a user who leaves a session.
+pub fn left_line(id: &str, stopped: bool) -> String {
+    if stopped {
+        format!(
+            "pgthaw: session {id} was asked to stop and does so by itself; then `pgthaw retry {id}` goes on with it"
+        )
+    } else {
+        format!(
+            "pgthaw: session {id} goes on; `pgthaw attach {id}` follows it, `pgthaw cancel {id}` undoes it"
+        )
+    }
+}
+
 /// Returns what follows the error of a session that failed: how far each database came, and how to go on.
 pub fn after_failure(status: &Status) -> Vec<String> {
     let width =
