@@ -54,6 +54,9 @@ impl Default for ServeOptions {
 /// Serves `device`, an already mounted FUSE device ([`crate::mount_as_root`], [`crate::mount_as_user`]), until it is
 /// unmounted. The process may run under another user than the one that mounted.
 ///
+/// The process must not use the mount itself: whoever waits for his own mount cannot be killed, and unmapping a file of
+/// it waits for the server while the server waits for the process's memory lock.
+///
 /// Ends with [`FileSystem::abort`], which ends the threads that wait for the lower.
 ///
 /// # Errors
@@ -67,7 +70,10 @@ pub fn serve(fs: Arc<FileSystem>, device: OwnedFd, options: ServeOptions) -> io:
     let served =
         Session::from_fd(Adapter(fs.clone()), device, config.acl, config).and_then(Session::run);
     fs.abort();
-    served
+    match served {
+        Err(err) if err.kind() == io::ErrorKind::NotConnected => Ok(()), // unmounted before the greeting
+        other => other,
+    }
 }
 
 /// Returns whether each thread can have a descriptor of its own: needs the right to open `/dev/fuse`, which the

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use pgthaw_mountfs::{Tree, mounted_at};
-use support::fsx::{Mix, compare_trees};
+use support::fsx::{compare_trees, run_mix, seed};
 use support::{Mounted, Pattern, until};
 
 /// What both sides of a comparison begin with.
@@ -29,9 +29,11 @@ fn plant_plain(directory: &Path) {
     }
 }
 
-fn seed() -> u64 {
-    let given = std::env::var("PGTHAW_SEED").ok().and_then(|seed| seed.parse().ok());
-    given.unwrap_or_else(|| SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64)
+/// A program that uses the mount.
+#[test]
+#[ignore = "run by the other tests, in a child process"]
+fn mix_program() {
+    support::fsx::mix_program();
 }
 
 #[test]
@@ -41,7 +43,7 @@ fn does_what_a_plain_directory_does() {
     let plain = tempfile::tempdir().unwrap();
     plant_plain(plain.path());
     compare_trees(mounted.path(), plain.path());
-    Mix::new(mounted.path(), plain.path(), seed()).run(6000);
+    run_mix(mounted.path(), plain.path(), seed(), 20_000);
     assert_eq!(mounted.fs.faults(), []);
 }
 
@@ -61,7 +63,7 @@ fn does_so_for_several_programs_at_once() {
             let mount = mounted.path().join(program.to_string());
             let plain = plain.path().join(program.to_string());
             plant_plain(&plain);
-            scope.spawn(move || Mix::new(&mount, &plain, seed() + program).run(2500));
+            scope.spawn(move || run_mix(&mount, &plain, seed() + program, 8000));
         }
     });
     assert_eq!(mounted.fs.faults(), []);

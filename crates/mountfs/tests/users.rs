@@ -18,7 +18,7 @@ use pgthaw_mountfs::{
     serve, unmount,
 };
 use rustix::process::{Pid, Signal, kill_process};
-use support::fsx::Mix;
+use support::fsx::{run_mix, seed};
 use support::{Mounted, Pattern, until};
 
 /// Who the child is: `nobody`.
@@ -101,6 +101,13 @@ fn plant(tree: &mut Tree) {
     tree.directory("d/e", 0).unwrap();
 }
 
+/// A program that uses the mount.
+#[test]
+#[ignore = "run by the other tests, in a child process"]
+fn mix_program() {
+    support::fsx::mix_program();
+}
+
 /// What the child does, by its role.
 #[test]
 #[ignore = "run by the other tests, in a child process"]
@@ -115,8 +122,7 @@ fn child() {
             }
             fs::create_dir_all(plain.path().join("d/e")).unwrap();
             assert_eq!(fs::metadata(mounted.path()).unwrap().uid(), USER);
-            let seed = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
-            Mix::new(mounted.path(), plain.path(), seed).run(1500);
+            run_mix(mounted.path(), plain.path(), seed(), 4000);
             assert_eq!(mounted.fs.faults(), []);
             let busy = fs::File::open(mounted.path().join("d")).unwrap();
             assert!(unmount(mounted.path(), false).is_err());

@@ -6,6 +6,8 @@ use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::process::Command;
+use std::time::SystemTime;
 
 use rustix::fs::{Advice, FallocateFlags, RenameFlags};
 use rustix::io::Errno;
@@ -16,8 +18,39 @@ const NAMES: [&str; 7] =
     ["lower-0", "lower-1", "lower-2", "d/16384", "d/16384.1", "d/e/x", "000000010000000000000001"];
 const LARGEST: u64 = 300_000;
 
+/// Runs a mix of `steps` steps in a process of its own, to its end: who maps files of a mount that he serves himself
+/// waits for himself. The test binary has an ignored test `mix_program` that calls [`mix_program`].
+pub fn run_mix(mount: &Path, plain: &Path, seed: u64, steps: usize) {
+    println!("seed {seed}");
+    let mut program = Command::new(std::env::current_exe().unwrap());
+    program.args(["--ignored", "--exact", "mix_program", "--nocapture"]);
+    program.env(MOUNT, mount).env(PLAIN, plain);
+    program.env(SEED, seed.to_string()).env(STEPS, steps.to_string());
+    let ended = program.status().unwrap();
+    assert!(ended.success(), "seed {seed}: {ended}");
+}
+
+/// What the other process does.
+pub fn mix_program() {
+    let given = |name| std::env::var(name).expect("run by the other tests");
+    let (mount, plain) = (given(MOUNT), given(PLAIN));
+    let mut mix = Mix::new(Path::new(&mount), Path::new(&plain), given(SEED).parse().unwrap());
+    mix.run(given(STEPS).parse().unwrap());
+}
+
+/// The seed given in `PGTHAW_SEED`, or another one each time.
+pub fn seed() -> u64 {
+    let given = std::env::var("PGTHAW_SEED").ok().and_then(|seed| seed.parse().ok());
+    given.unwrap_or_else(|| SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64)
+}
+
+const MOUNT: &str = "PGTHAW_MIX_MOUNT";
+const PLAIN: &str = "PGTHAW_MIX_PLAIN";
+const SEED: &str = "PGTHAW_MIX_SEED";
+const STEPS: &str = "PGTHAW_MIX_STEPS";
+
 /// The mount and the plain directory, with what is open in both.
-pub struct Mix<'a> {
+struct Mix<'a> {
     mount: &'a Path,
     plain: &'a Path,
     random: Random,
@@ -27,13 +60,12 @@ pub struct Mix<'a> {
 
 impl<'a> Mix<'a> {
     /// Both directories hold the same files and directories.
-    pub fn new(mount: &'a Path, plain: &'a Path, seed: u64) -> Self {
-        println!("seed {seed}");
+    fn new(mount: &'a Path, plain: &'a Path, seed: u64) -> Self {
         Self { mount, plain, random: Random(seed), open: Vec::new(), steps: BTreeMap::new() }
     }
 
     /// Does `count` random steps and compares everything at the end.
-    pub fn run(&mut self, count: usize) {
+    fn run(&mut self, count: usize) {
         for _ in 0..count {
             self.step();
         }
