@@ -30,9 +30,21 @@ const SESSION: [(&str, &str, u32); 16] = [
     ("event_triggers", "off", 17),
 ];
 
-/// Returns what goes into `PGOPTIONS` and into our own connections' `options`.
+/// Returns the `options` of our own connections.
 pub fn session_options(major: Major) -> String {
-    let known = SESSION.iter().filter(|(_, _, since)| *since <= major.number());
+    options(major, |_| true)
+}
+
+/// Returns the `PGOPTIONS` of pg_dump and pg_dumpall.
+///
+/// They set `search_path` themselves, but for one moment: patterns such as `-t orders` are looked up with the
+/// path the role and database have, so they mean what they would mean on the original cluster.
+pub fn program_options(major: Major) -> String {
+    options(major, |name| name != "search_path")
+}
+
+fn options(major: Major, wanted: impl Fn(&str) -> bool) -> String {
+    let known = SESSION.iter().filter(|(name, _, since)| *since <= major.number() && wanted(name));
     known.map(|(name, value, _)| format!("-c {name}={value}")).collect::<Vec<_>>().join(" ")
 }
 
@@ -144,6 +156,8 @@ mod tests {
             assert!(!options.contains(without), "{major}: {options}");
             assert!(options.contains(with), "{major}: {options}");
             assert!(options.contains("-c session_preload_libraries= -c"), "{options}");
+            assert!(options.contains("search_path="), "{options}");
+            assert!(!program_options(Major::OLDEST).contains("search_path"), "patterns need it");
         }
     }
 

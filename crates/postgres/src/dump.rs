@@ -16,9 +16,9 @@ use tokio::net::unix::pipe::Receiver;
 use tokio::task::JoinHandle;
 
 use crate::binaries::Binaries;
-use crate::connection::{Endpoint, session_options};
+use crate::connection::{Endpoint, program_options};
 pub use crate::dump_arguments::{ArgumentError, arguments, validate_user_arguments};
-use crate::instance::clean_environment;
+use crate::launch::clean_environment;
 use crate::os_user::OsUser;
 use crate::process::{self, Child, ProcessId};
 
@@ -190,7 +190,7 @@ impl Dump {
         let failed = |source| DumpError::Spawn { program: program.clone(), source };
         let mut command = Command::new(&plan.binaries.pg_dump);
         clean_environment(&mut command, &plan.marker);
-        command.env("PGOPTIONS", session_options(plan.endpoint.major));
+        command.env("PGOPTIONS", program_options(plan.endpoint.major));
         command.args(arguments).current_dir("/");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         if let Some(user) = &plan.os_user {
@@ -289,4 +289,42 @@ async fn read_lines(
         on_event(event);
     }
     messages
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_pg_dump_says() {
+        let begun = |table: &str| DumpEvent::TableBegun { table: table.into() };
+        let finished = |what: &str, name: &str| DumpEvent::ItemFinished {
+            what: what.into(),
+            name: name.into(),
+        };
+        let message = |text: &str| DumpEvent::Message { text: text.into() };
+        let note = |text: &str| DumpEvent::Note { text: text.into() };
+        let cases = [
+            ("pg_dump: dumping contents of table \"public.Far Away\"", begun("public.Far Away")),
+            ("pg_dump: dumping contents of table public.old", begun("public.old")),
+            ("pg_dump: finished item 3366 TABLE DATA Far Away", finished("TABLE DATA", "Far Away")),
+            ("pg_dump: finished item 33 BLOBS BLOBS", finished("BLOBS", "BLOBS")),
+            ("pg_dump: finished item x TABLE DATA a", note("finished item x TABLE DATA a")),
+            ("pg_dump: reading schemas", note("reading schemas")),
+            (
+                "pg_dump: warning: there are circular foreign-key constraints",
+                message("pg_dump: warning: there are circular foreign-key constraints"),
+            ),
+            (
+                "pg_dump: error: query failed: ERROR:  x",
+                message("pg_dump: error: query failed: ERROR:  x"),
+            ),
+            ("pg_dump: detail: Query was: LOCK", message("pg_dump: detail: Query was: LOCK")),
+            ("LINE 1: SELECT", message("LINE 1: SELECT")),
+            ("", message("")),
+        ];
+        for (line, want) in cases {
+            assert_eq!(parse_line(line), want, "{line}");
+        }
+    }
 }

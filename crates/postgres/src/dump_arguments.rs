@@ -293,3 +293,194 @@ fn compression(value: &str, major: Major) -> Result<String, ArgumentError> {
         _ => Err(ArgumentError::OldCompression { value: value.into(), major }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::binaries::Binaries;
+    use crate::connection::Endpoint;
+    use proptest::prelude::*;
+    use std::path::PathBuf;
+    use std::time::Duration;
+
+    fn check(words: &[&str]) -> Result<(), ArgumentError> {
+        validate_user_arguments(&words.iter().map(ToString::to_string).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn what_may_be_passed_on() {
+        for words in [
+            &[][..],
+            &["-t", "orders"],
+            &["-torders"],
+            &["-t", "-f"], // the value of -t, as getopt takes it
+            &["--table", "--file=x"],
+            &["--table=a b", "-n", "public"],
+            &["-Ox", "-cC"],
+            &["-Oxt", "orders"],
+            &["-Oxtf"], // -O -x -t f
+            &["--schema", "x"],
+            &["--schema-only"],
+            &["--no-pub"],
+            &["--exclude-table-data=x", "--inserts", "--rows-per-insert=10"],
+            &["-E", "LATIN1"],
+            &["-vv"],
+        ] {
+            assert_eq!(check(words), Ok(()), "{words:?}");
+        }
+    }
+
+    #[test]
+    fn what_would_change_output_format_or_connection_is_refused() {
+        for words in [
+            &["-f", "x"][..],
+            &["-fx"],
+            &["-Of", "x"],
+            &["-Oxf/etc/passwd"],
+            &["--file=x"],
+            &["--file", "x"],
+            &["-Fc"],
+            &["-F", "c"],
+            &["--form=c"],
+            &["-h", "example.org"],
+            &["-vhexample.org"],
+            &["--host=x"],
+            &["--ho=x"],
+            &["-p1"],
+            &["--port=1"],
+            &["-Ux"],
+            &["--user=x"],
+            &["-d", "host=x"],
+            &["--dbname=x"],
+            &["--db", "x"],
+            &["-W"],
+            &["-w"],
+            &["--passw"],
+            &["-j9"],
+            &["--jo=3"],
+            &["-Z9"],
+            &["--compress=lz4"],
+            &["--lock-wait-timeout=1"],
+            &["--help"],
+            &["-?"],
+            &["-V"],
+            &["--version"],
+            &["--snapshot=x"],
+            &["--binary-upgrade"],
+            &["-t", "a", "--file=x"],
+        ] {
+            assert!(
+                matches!(check(words), Err(ArgumentError::Refused { .. })),
+                "{words:?}: {:?}",
+                check(words)
+            );
+        }
+        for words in [&["mydb"][..], &["--", "x"], &["-"], &[""], &["-O", "x"], &["-t", "a", "b"]] {
+            assert!(matches!(check(words), Err(ArgumentError::Positional(_))), "{words:?}");
+        }
+        for words in
+            [&["--f"][..], &["--fil", "x"], &["--no-p"], &["--exclude-table-d"], &["--sch"]]
+        {
+            let result = check(words);
+            let wanted = matches!(result, Err(ArgumentError::Ambiguous { .. }));
+            assert!(wanted, "{words:?}: {result:?}");
+        }
+        assert!(matches!(check(&["--nothing"]), Err(ArgumentError::Unknown(_))));
+        assert!(matches!(check(&["-y"]), Err(ArgumentError::Unknown(_))));
+        assert!(matches!(check(&["-t"]), Err(ArgumentError::NoValue(_))));
+        assert!(matches!(check(&["--table"]), Err(ArgumentError::NoValue(_))));
+        assert!(matches!(check(&["--inserts=1"]), Err(ArgumentError::UnwantedValue(_))));
+    }
+
+    #[test]
+    fn compression_as_each_major_takes_it() {
+        let old = |value: &str| {
+            let major = Major::try_from(15).unwrap();
+            Err(ArgumentError::OldCompression { value: value.into(), major })
+        };
+        let bad = |value: &str| Err(ArgumentError::BadCompression(value.into()));
+        let good = |value: &str| Ok(value.to_string());
+        let cases = [
+            ("0", good("0"), good("0")),
+            ("9", good("9"), good("9")),
+            ("10", bad("10"), bad("10")),
+            ("none", good("0"), good("none")),
+            ("gzip", good("6"), good("gzip")),
+            ("gzip:3", good("3"), good("gzip:3")),
+            ("gzip:level=3", good("3"), good("gzip:level=3")),
+            ("gzip:x", bad("gzip:x"), good("gzip:x")), // pg_dump tells
+            ("lz4", old("lz4"), good("lz4")),
+            ("zstd:5", old("zstd:5"), good("zstd:5")),
+            ("none:1", old("none:1"), good("none:1")),
+            ("zstd:", bad("zstd:"), bad("zstd:")),
+            ("rot13", bad("rot13"), bad("rot13")),
+            ("", bad(""), bad("")),
+            ("--file=x", bad("--file=x"), bad("--file=x")),
+        ];
+        for (value, fifteen, sixteen) in cases {
+            assert_eq!(compression(value, Major::try_from(15).unwrap()), fifteen, "{value} of 15");
+            assert_eq!(compression(value, Major::try_from(16).unwrap()), sixteen, "{value} of 16");
+        }
+    }
+
+    #[test]
+    fn the_command_line() {
+        let directory = PathBuf::from("/bin");
+        let major = Major::try_from(17).unwrap();
+        let plan = DumpPlan {
+            binaries: Binaries {
+                postgres: directory.join("postgres"),
+                pg_dump: directory.join("pg_dump"),
+                pg_dumpall: directory.join("pg_dumpall"),
+                psql: None,
+                version: "17.1".into(),
+                major,
+                directory,
+            },
+            endpoint: Endpoint {
+                socket_directory: "/s o".into(),
+                port: 5432,
+                user: "o'b".into(),
+                major,
+            },
+            database: "-Fc x='1'".into(),
+            output: "/dump/a b".into(),
+            jobs: 0,
+            compress: Some("zstd:3".into()),
+            encoding: Some("UTF8".into()),
+            arguments: vec!["-T".into(), "x".into()],
+            os_user: None,
+            lock_wait_timeout: Duration::from_secs(600),
+            marker: String::new(),
+        };
+        let words = arguments(&plan).unwrap();
+        let words: Vec<&str> = words.iter().map(|word| word.to_str().unwrap()).collect();
+        let want = [
+            "--format=directory",
+            "--file=/dump/a b",
+            "--jobs=1",
+            "--no-sync",
+            "--verbose",
+            "--no-password",
+            "--lock-wait-timeout=600000",
+            "--compress=zstd:3",
+            "--encoding=UTF8",
+            "-T",
+            "x",
+            r"--dbname=host='/s o' port=5432 user='o\'b' dbname='-Fc x=\'1\''",
+        ];
+        assert_eq!(words, want);
+        let bad = DumpPlan { arguments: vec!["-fx".into()], ..plan };
+        assert!(arguments(&bad).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_word_panics_or_smuggles_a_file(words in proptest::collection::vec("-{0,2}[a-zA-Z=?é -]{0,8}", 0..5)) {
+            let _ = validate_user_arguments(&words);
+            let mut smuggling = words.clone();
+            smuggling.insert(0, "--file=x".into());
+            prop_assert!(validate_user_arguments(&smuggling).is_err());
+        }
+    }
+}

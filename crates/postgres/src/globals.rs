@@ -12,9 +12,9 @@ use rustix::process::Signal;
 use tokio::io::AsyncReadExt;
 
 use crate::binaries::Binaries;
-use crate::connection::{Endpoint, session_options};
+use crate::connection::{Endpoint, program_options};
 use crate::inspect::literal;
-use crate::instance::clean_environment;
+use crate::launch::clean_environment;
 use crate::os_user::OsUser;
 use crate::process;
 
@@ -92,7 +92,7 @@ async fn run(plan: &GlobalsPlan<'_>, arguments: &[String]) -> Result<String, Glo
     let failed = |source| GlobalsError::Run { source };
     let mut command = Command::new(&plan.binaries.pg_dumpall);
     clean_environment(&mut command, plan.marker);
-    command.env("PGOPTIONS", session_options(plan.endpoint.major)).args(arguments).current_dir("/");
+    command.env("PGOPTIONS", program_options(plan.endpoint.major)).args(arguments).current_dir("/");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     if let Some(user) = plan.os_user {
         user.run_as(&mut command);
@@ -303,6 +303,132 @@ impl Kind {
                 }
             }
             _ => Self::Other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const MOUNT: &str = "/run/media/pgthaw/s1";
+
+    fn locations(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(name, location)| (name.to_string(), location.to_string())).collect()
+    }
+
+    fn put_back(text: &str) -> Result<String, GlobalsError> {
+        let known = locations(&[
+            ("fast", "/srv/fast"),
+            ("odd \"one", "/srv/o'dd"),
+            ("back", r"C:\data"),
+            ("Upper", "/srv/upper"),
+        ]);
+        rewrite(text, &known, Path::new(MOUNT), Some("pgthaw_ab12"))
+    }
+
+    #[test]
+    fn locations_are_put_back() {
+        let cases = [
+            (
+                "CREATE TABLESPACE fast OWNER postgres LOCATION '/run/media/pgthaw/s1/tablespaces/16385';\n",
+                "CREATE TABLESPACE fast OWNER postgres LOCATION '/srv/fast';\n",
+            ),
+            (
+                "CREATE TABLESPACE \"odd \"\"one\" OWNER \"LOCATION\" LOCATION '/run/media/pgthaw/s1/tablespaces/1';\n",
+                "CREATE TABLESPACE \"odd \"\"one\" OWNER \"LOCATION\" LOCATION '/srv/o''dd';\n",
+            ),
+            (
+                "CREATE TABLESPACE back OWNER x LOCATION E'/run/media\\\\pgthaw\\'/s1';\n",
+                "CREATE TABLESPACE back OWNER x LOCATION E'C:\\\\data';\n",
+            ),
+            (
+                "CREATE TABLESPACE inplace OWNER x LOCATION '';\n",
+                "CREATE TABLESPACE inplace OWNER x LOCATION '';\n",
+            ),
+            (
+                "COMMENT ON ROLE a IS 'CREATE TABLESPACE fast OWNER x LOCATION ''/x'';\n';\n",
+                "COMMENT ON ROLE a IS 'CREATE TABLESPACE fast OWNER x LOCATION ''/x'';\n';\n",
+            ),
+            (
+                "-- it's a comment; CREATE TABLESPACE\n\nSET a = 'b';\n",
+                "-- it's a comment; CREATE TABLESPACE\n\nSET a = 'b';\n",
+            ),
+            (
+                "\\restrict a'b\n\nSET x = 1;\n\\unrestrict a'b\n",
+                "\\restrict a'b\n\nSET x = 1;\n\\unrestrict a'b\n",
+            ),
+            ("", ""),
+            ("SELECT 1", "SELECT 1"),
+        ];
+        for (text, want) in cases {
+            assert_eq!(put_back(text).unwrap(), want);
+        }
+    }
+
+    #[test]
+    fn the_temporary_role_is_left_out() {
+        let text = "\
+-- Roles
+--
+
+CREATE ROLE app;
+ALTER ROLE app WITH LOGIN;
+CREATE ROLE pgthaw_ab12;
+ALTER ROLE pgthaw_ab12 WITH SUPERUSER INHERIT LOGIN;
+COMMENT ON ROLE app IS 'x';
+CREATE ROLE postgres;
+";
+        let want = "\
+-- Roles
+--
+
+CREATE ROLE app;
+ALTER ROLE app WITH LOGIN;
+COMMENT ON ROLE app IS 'x';
+CREATE ROLE postgres;
+";
+        assert_eq!(put_back(text).unwrap(), want);
+        let first = "--\n-- Roles\n--\n\nCREATE ROLE \"pgthaw_ab12\";\nCREATE ROLE app;\n";
+        assert_eq!(put_back(first).unwrap(), "--\n-- Roles\n--\n\nCREATE ROLE app;\n");
+    }
+
+    #[test]
+    fn what_would_tell_of_us_is_an_error() {
+        let cases = [
+            (
+                "CREATE TABLESPACE other OWNER x LOCATION '/run/media/pgthaw/s1/tablespaces/2';\n",
+                "other",
+            ),
+            ("ALTER TABLESPACE fast SET (x = '/run/media/pgthaw/s1/y');\n", MOUNT),
+            ("-- /run/media/pgthaw/s1\n", MOUNT),
+            ("GRANT app TO pgthaw_ab12;\n", "pgthaw_ab12"),
+            ("SET a = 'x\n", "near byte 8"),
+            ("SET a = E'x\\'\n", "near byte 8"),
+            ("SET \"a\n", "near byte 4"),
+            ("SET a = E'\\", "near byte 8"),
+        ];
+        for (text, named) in cases {
+            let error = put_back(text).unwrap_err();
+            assert!(error.to_string().contains(named), "{text}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn other_text_stays_as_it_is(text in "([a-zA-Z;\n ]|'[a-z'' ]{0,5}'|\"[a-z ]{0,5}\"|--[a-z']{0,5}\n|E'(\\\\.|[a-z]){0,4}'|é){0,40}") {
+            if let Ok(same) = rewrite(&text, &BTreeMap::new(), Path::new(MOUNT), None) {
+                prop_assert_eq!(same, text);
+            }
+        }
+
+        #[test]
+        fn any_location_comes_back(location in "[ -~é\n]{1,30}") {
+            let text = "CREATE TABLESPACE t OWNER x LOCATION '/old';\nCREATE TABLESPACE t OWNER x LOCATION '/old';\n";
+            let done = rewrite(text, &locations(&[("t", &location)]), Path::new(MOUNT), None).unwrap();
+            let again = rewrite(&done, &locations(&[("t", "/old")]), Path::new(MOUNT), None).unwrap();
+            prop_assert_eq!(again, text, "{}", done);
         }
     }
 }

@@ -51,7 +51,7 @@ pub async fn databases(client: &Client) -> Result<Vec<Database>, SqlError> {
 /// # Errors
 /// [`SqlError`] if the query fails.
 pub async fn database_size(client: &Client, oid: u32) -> Result<u64, SqlError> {
-    let query = "SELECT pg_catalog.pg_database_size($1)";
+    let query = "SELECT pg_catalog.pg_database_size($1::oid)";
     let row = client.query_one(query, &[&oid]).await.map_err(failed("ask a database's size"))?;
     Ok(count(row.get(0)))
 }

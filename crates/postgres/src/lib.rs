@@ -20,6 +20,7 @@ pub mod inspect;
 pub mod instance;
 pub mod isolation;
 pub mod label;
+mod launch;
 pub mod locale;
 pub mod log;
 pub mod lsn;

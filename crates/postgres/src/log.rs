@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::lsn::Lsn;
+use crate::settings::Recovery;
 
 /// Where recovery ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +28,14 @@ pub enum LogError {
     /// Archive recovery or redo began, but no line says where it ended.
     #[error("the server's log does not say where recovery ended")]
     NoEnd,
+    /// Recovery ended before the position it was to reach. PostgreSQL 12 opens then without an error.
+    #[error("recovery was to reach {wanted}, but it ended at {}", reached.map_or("its start".into(), |lsn| lsn.to_string()))]
+    EndedBefore {
+        /// The position.
+        wanted: Lsn,
+        /// Where it ended.
+        reached: Option<Lsn>,
+    },
     /// A position or a timeline that cannot be read.
     #[error("the server's log line {0:?} cannot be understood")]
     Unreadable(String),
@@ -35,7 +44,32 @@ pub enum LogError {
 impl LogError {
     /// Returns what the operator can do about it.
     pub fn hint(&self) -> &'static str {
-        "this is an error of pgthaw or an unknown version of PostgreSQL: report it with the server's log"
+        match self {
+            Self::EndedBefore { .. } => {
+                "the WAL that is there ends before that point: name the archive that reaches it with --wal-archive"
+            }
+            Self::NoEnd | Self::Unreadable(_) => {
+                "this is an error of pgthaw or an unknown version of PostgreSQL: report it with the server's log"
+            }
+        }
+    }
+}
+
+impl RecoveryEnd {
+    /// Checks that recovery ended where the plan wanted it to, as far as the log can tell.
+    ///
+    /// # Errors
+    /// [`LogError::NoEnd`] if archive recovery was wanted and did not happen (then somebody else has removed
+    /// `recovery.signal`), [`LogError::EndedBefore`] if it ended before the wanted position.
+    pub fn check(&self, wanted: &Recovery) -> Result<(), LogError> {
+        match wanted {
+            Recovery::None => Ok(()),
+            _ if self.new_timeline.is_none() => Err(LogError::NoEnd),
+            Recovery::Lsn { lsn, .. } if self.redo_done.is_none_or(|done| done < *lsn) => {
+                Err(LogError::EndedBefore { wanted: *lsn, reached: self.redo_done })
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -171,7 +205,7 @@ pub fn explain_failure(log: &str) -> Failure {
                     lines.push(format!("LOG:  {message}"));
                 }
             }
-            Some(_) => {}
+            Some(_) => detail_belongs = false, // hints of the server are for the original cluster's owner
             None if text.starts_with('\t') && detail_belongs => {
                 lines.push(text.trim_start().to_owned());
             }
@@ -309,4 +343,209 @@ const CAUSES: &[(&str, &str, &str)] = &[
 fn known_cause(lines: &str) -> Option<(String, String)> {
     let found = CAUSES.iter().find(|(words, _, _)| lines.contains(words));
     found.map(|(_, cause, hint)| (cause.to_string(), hint.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const IMMEDIATE_12: &str = "\
+2026-11-22 23:59:59.631 GMT [4806] LOG:  database system was interrupted; last known up at 2026-11-22 23:59:56 GMT
+2026-11-22 23:59:59.637 GMT [4806] LOG:  starting point-in-time recovery to earliest consistent point
+2026-11-22 23:59:59.645 GMT [4806] LOG:  redo starts at 0/2000028
+2026-11-22 23:59:59.645 GMT [4806] LOG:  consistent recovery state reached at 0/2000100
+2026-11-22 23:59:59.645 GMT [4806] LOG:  recovery stopping after reaching consistency
+2026-11-22 23:59:59.645 GMT [4806] LOG:  redo done at 0/2000100
+2026-11-22 23:59:59.647 GMT [4806] LOG:  selected new timeline ID: 2
+2026-11-22 23:59:59.659 GMT [4806] LOG:  archive recovery complete
+2026-11-22 23:59:59.671 GMT [4805] LOG:  database system is ready to accept connections
+";
+    const IMMEDIATE_18: &str = "\
+2026-11-23 00:00:38.847 GMT [5924] LOG:  starting backup recovery with redo LSN 0/2000028, checkpoint LSN 0/2000080, on timeline ID 1
+2026-11-23 00:00:38.854 GMT [5924] LOG:  starting point-in-time recovery to earliest consistent point
+2026-11-23 00:00:38.854 GMT [5924] LOG:  redo starts at 0/2000028
+2026-11-23 00:00:38.856 GMT [5924] LOG:  completed backup recovery with redo LSN 0/2000028 and end LSN 0/2000120
+2026-11-23 00:00:38.856 GMT [5924] LOG:  consistent recovery state reached at 0/2000120
+2026-11-23 00:00:38.856 GMT [5924] LOG:  redo done at 0/2000120 system usage: CPU: user: 0.00 s, system: 0.00 s, elapsed: 0.00 s
+2026-11-23 00:00:38.857 GMT [5924] LOG:  last completed transaction was at log time 2026-11-22 23:58:01.25417+00
+2026-11-23 00:00:38.858 GMT [5924] LOG:  selected new timeline ID: 2
+";
+    const CRASH_13: &str = "\
+2026-11-23 00:00:09.190 GMT [4969] LOG:  database system was not properly shut down; automatic recovery in progress
+2026-11-23 00:00:09.191 GMT [4969] LOG:  redo starts at 0/2000028
+2026-11-23 00:00:09.191 GMT [4969] LOG:  invalid record length at 0/3000E48: wanted 24, got 0
+2026-11-23 00:00:09.191 GMT [4969] LOG:  redo done at 0/3000E20
+";
+    const CRASH_WITHOUT_REDO: &str = "\
+2026-11-23 00:00:09.190 GMT [4969] LOG:  database system was not properly shut down; automatic recovery in progress
+2026-11-23 00:00:09.191 GMT [4969] LOG:  invalid record length at 0/3000E48: expected at least 24, got 0
+2026-11-23 00:00:09.191 GMT [4969] LOG:  redo is not required
+";
+    const CLEAN: &str = "\
+2026-11-23 00:00:09.190 GMT [4969] LOG:  database system was shut down at 2026-11-22 23:58:46 GMT
+2026-11-23 00:00:09.205 GMT [4968] LOG:  database system is ready to accept connections
+";
+
+    #[test]
+    fn finds_where_recovery_ended() {
+        let end = |lsn, timeline| RecoveryEnd {
+            redo_done: Some(Lsn(lsn)),
+            new_timeline: timeline,
+            ..RecoveryEnd::default()
+        };
+        let time = Some("2026-11-22 23:58:01.25417+00".to_string());
+        let not_required = RecoveryEnd { not_required: true, ..RecoveryEnd::default() };
+        let cases = [
+            ("12", IMMEDIATE_12, end(0x200_0100, Some(2))),
+            (
+                "18",
+                IMMEDIATE_18,
+                RecoveryEnd { last_commit_time: time, ..end(0x200_0120, Some(2)) },
+            ),
+            ("crash", CRASH_13, end(0x300_0E20, None)),
+            ("crash without redo", CRASH_WITHOUT_REDO, not_required),
+            ("clean", CLEAN, RecoveryEnd::default()),
+            ("empty", "", RecoveryEnd::default()),
+            ("more digits", "LOG:  redo done at 0/02000028\n", end(0x200_0028, None)),
+        ];
+        for (name, log, want) in cases {
+            assert_eq!(recovery_end(log), Ok(want), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_missing_or_forged_end_is_no_end() {
+        for log in [IMMEDIATE_12, IMMEDIATE_18, CRASH_13] {
+            let cut: String = log
+                .lines()
+                .filter(|line| !line.contains("redo done"))
+                .map(|l| format!("{l}\n"))
+                .collect();
+            assert_eq!(recovery_end(&cut), Err(LogError::NoEnd));
+            let forged = format!(
+                "{cut}2026-11-23 00:00:09.191 GMT [9] LOG:  x\n\tLOG:  redo done at 0/1\n\t2026-11-23 00:00:09.191 GMT [9] LOG:  redo done at 0/1\n2026-11-23 00:00:09.191 GMT [9] WARNING:  redo done at 0/1\n"
+            );
+            assert_eq!(recovery_end(&forged), Err(LogError::NoEnd));
+        }
+        let bad = "LOG:  redo done at nowhere\n";
+        assert!(matches!(recovery_end(bad), Err(LogError::Unreadable(_))));
+    }
+
+    #[test]
+    fn the_end_must_be_the_wanted_one() {
+        let end = recovery_end(IMMEDIATE_12).unwrap();
+        let at = |lsn| Recovery::Lsn { lsn: Lsn(lsn), timeline: 1 };
+        let before = LogError::EndedBefore { wanted: Lsn(0x200_0101), reached: end.redo_done };
+        let cases = [
+            (Recovery::EndOfBackup { timeline: 1 }, Ok(())),
+            (Recovery::EndOfWal { timeline: 1 }, Ok(())),
+            (at(0x200_0100), Ok(())),
+            (at(0x200_0000), Ok(())),
+            (at(0x200_0101), Err(before)),
+        ];
+        for (wanted, result) in cases {
+            assert_eq!(end.check(&wanted), result, "{wanted:?}");
+        }
+        let crash = recovery_end(CRASH_13).unwrap();
+        assert_eq!(crash.check(&Recovery::None), Ok(()));
+        assert_eq!(crash.check(&Recovery::EndOfBackup { timeline: 1 }), Err(LogError::NoEnd));
+    }
+
+    #[test]
+    fn explains_failed_starts() {
+        let cases = [
+            (
+                "2026-11-23 00:00:13.445 GMT [5182] FATAL:  recovery ended before configured recovery target was reached",
+                Some("ends before the chosen point"),
+            ),
+            (
+                "2026-11-23 00:00:13.445 GMT [5182] FATAL:  WAL ends before end of online backup\n2026-11-23 00:00:13.445 GMT [5182] HINT:  All WAL generated while online backup was taken must be available at recovery.",
+                Some("not complete"),
+            ),
+            (
+                "2026-11-23 00:00:13.445 GMT [5182] FATAL:  could not locate required checkpoint record\n2026-11-23 00:00:13.445 GMT [5182] HINT:  If you are restoring from a backup, touch \"/d/recovery.signal\" and add required recovery options.\n\tIf you are not restoring from a backup, try removing the file \"/d/backup_label\".",
+                Some("WAL that recovery begins with is missing"),
+            ),
+            (
+                "2026-11-23 00:00:13.445 GMT [5182] FATAL:  could not access file \"$libdir/timescaledb\": No such file or directory",
+                Some("to be preloaded"),
+            ),
+            (
+                "2026-11-23 00:00:13.445 GMT [5182] FATAL:  database files are incompatible with server\n2026-11-23 00:00:13.445 GMT [5182] DETAIL:  The data directory was initialized by PostgreSQL version 14, which is not compatible with this version 15.20.",
+                Some("another version"),
+            ),
+            (
+                "2026-11-23 00:00:13.445 GMT [5182] FATAL:  database locale is incompatible with operating system\n2026-11-23 00:00:13.445 GMT [5182] DETAIL:  The database was initialized with LC_COLLATE \"de_AT.utf8\",  which is not recognized by setlocale().",
+                Some("does not have"),
+            ),
+            (
+                "2026-11-23 00:00:13.445 GMT [5182] FATAL:  recovery aborted because of insufficient parameter settings\n2026-11-23 00:00:13.445 GMT [5182] DETAIL:  max_connections = 10 is a lower setting than on the primary server, where its value was 100.",
+                Some("larger settings"),
+            ),
+            (
+                "2026-11-23 00:00:13.445 GMT [5182] FATAL:  could not read file \"pg_wal/000000010000000000000002\": Input/output error",
+                Some("mount could not deliver"),
+            ),
+            (
+                "2026-11-23 00:00:13.445 GMT [5182] FATAL:  requested timeline 3 is not a child of this server's history",
+                Some("history"),
+            ),
+            (
+                "2026-11-23 00:00:13.445 GMT [5182] FATAL:  data directory \"/d\" has invalid permissions\n2026-11-23 00:00:13.445 GMT [5182] DETAIL:  Permissions should be u=rwx (0700) or u=rwx,g=rx (0750).",
+                Some("permissions"),
+            ),
+            (
+                "2026-11-23 00:00:13.445 GMT [5182] FATAL:  could not create shared memory segment: No space left on device",
+                Some("shared memory"),
+            ),
+            (
+                "2026-11-23 00:00:13.445 GMT [5182] PANIC:  could not write to file \"pg_wal/xlogtemp.1\": No space left on device",
+                Some("write layer"),
+            ),
+            (
+                "2026-11-23 00:00:13.445 GMT [5182] LOG:  startup process (PID 3) was terminated by signal 9: Killed",
+                Some("was killed"),
+            ),
+            (
+                "/usr/lib/postgresql/15/bin/postgres: error while loading shared libraries: libldap-2.5.so.0: cannot open shared object file: No such file or directory",
+                Some("system library"),
+            ),
+            ("2026-11-23 00:00:13.445 GMT [5182] FATAL:  something new", None),
+        ];
+        for (log, want) in cases {
+            let failure = explain_failure(log);
+            assert!(
+                !failure.lines.is_empty() && failure.hint.is_some() == want.is_some(),
+                "{log}: {failure:?}"
+            );
+            assert!(
+                failure.cause.as_deref().unwrap_or_default().contains(want.unwrap_or_default()),
+                "{log}: {failure:?}"
+            );
+            assert!(!failure.to_string().contains("removing the file"), "{failure}");
+        }
+    }
+
+    #[test]
+    fn harmless_lines_are_no_failure() {
+        let log = "\
+2026-11-23 00:00:13.445 GMT [5182] FATAL:  the database system is starting up
+2026-11-23 00:00:13.445 GMT [5182] LOG:  database system is ready to accept connections
+2026-11-23 00:00:13.445 GMT [5182] WARNING:  something
+2026-11-23 00:00:13.445 GMT [5182] FATAL:  terminating connection due to administrator command
+";
+        assert_eq!(explain_failure(log), Failure::default());
+        assert_eq!(Failure::default().to_string(), "the server said nothing");
+        let many: String = (0..50).map(|n| format!("FATAL:  error {n}\n")).collect();
+        let failure = explain_failure(&many);
+        assert_eq!((failure.lines.len(), failure.lines[19].as_str()), (SHOWN, "FATAL:  error 49"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_log_panics(log in "([ -~\t\n]|LOG:  |FATAL:  |redo done at |0/1| GMT \\[1\\] ){0,60}") {
+            let _ = (recovery_end(&log), explain_failure(&log));
+        }
+    }
 }

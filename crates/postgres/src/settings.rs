@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::binaries::Binaries;
 use crate::lsn::{Lsn, SegmentSize};
 use crate::os_user::OsUser;
+use crate::preload::LIBRARIES;
 
 /// The port in the socket's name. No TCP port is opened, and each instance has a directory of its own.
 pub const PORT: u16 = 5432;
@@ -67,47 +68,16 @@ pub struct Preload {
     pub settings: Vec<(String, String)>,
 }
 
-/// Libraries without which data cannot be read or WAL cannot be replayed, with their harmless settings.
-///
-/// Background workers of any library are stopped by `max_worker_processes=0` anyway.
-const NEEDED: [(&str, &[(&str, &str)]); 6] = [
-    // its functions end the connection unless it was preloaded; compressed chunks need them
-    (
-        "timescaledb",
-        &[("timescaledb.max_background_workers", "0"), ("timescaledb.telemetry_level", "off")],
-    ),
-    // refuses to be loaded later; columnar tables need it
-    ("citus", &[]),
-    ("citus_columnar", &[]),
-    // table access methods with WAL records of their own
-    ("orioledb", &[]),
-    ("pg_tde", &[]),
-    ("pg_search", &[]),
-];
-
 impl Preload {
-    /// A library that the user named (`--preload`), with the settings known for it.
+    /// A library that the user named (`--preload`), with the settings known for it ([`crate::preload`]).
     pub fn named(library: &str) -> Self {
-        let own = NEEDED.iter().find(|(name, _)| *name == base_name(library));
-        let settings = own.map_or(&[][..], |(_, settings)| settings);
+        let name = library.rsplit('/').next().unwrap_or(library);
+        let name = name.strip_suffix(".so").unwrap_or(name);
+        let known = LIBRARIES.iter().find(|known| known.name == name);
+        let settings = known.map_or(&[][..], |known| known.settings);
         let owned = |(name, value): &(&str, &str)| (name.to_string(), value.to_string());
         Self { library: library.into(), settings: settings.iter().map(owned).collect() }
     }
-
-    /// Picks from the original cluster's `shared_preload_libraries` those that are needed.
-    pub fn needed(shared_preload_libraries: &str) -> Vec<Self> {
-        let names = shared_preload_libraries.split(',').map(|name| name.trim().trim_matches('"'));
-        names
-            .filter(|name| NEEDED.iter().any(|(needed, _)| *needed == base_name(name)))
-            .map(Self::named)
-            .collect()
-    }
-}
-
-/// Returns `timescaledb` for `$libdir/timescaledb.so`.
-fn base_name(library: &str) -> &str {
-    let name = library.rsplit('/').next().unwrap_or(library);
-    name.strip_suffix(".so").unwrap_or(name)
 }
 
 /// Everything that decides how an instance is started.
@@ -325,4 +295,204 @@ pub(crate) fn objection(plan: &InstancePlan) -> Option<String> {
         .iter()
         .find(|preload| preload.library.is_empty() || !preload.library.chars().all(library));
     bad.map(|preload| format!("`{}` is no name of a library to preload", preload.library))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::version::Major;
+
+    fn plan(major: u32, recovery: Recovery) -> InstancePlan {
+        let directory = PathBuf::from("/usr/lib/postgresql/bin");
+        InstancePlan {
+            binaries: Binaries {
+                postgres: directory.join("postgres"),
+                pg_dump: directory.join("pg_dump"),
+                pg_dumpall: directory.join("pg_dumpall"),
+                psql: None,
+                version: format!("{major}.1"),
+                major: Major::try_from(major).unwrap(),
+                directory,
+            },
+            data_directory: "/mnt/data".into(),
+            instance_directory: "/work/in, \"st\"".into(),
+            os_user: None,
+            recovery,
+            max_prepared_transactions: 7,
+            max_locks_per_transaction: 5000,
+            connections: 12,
+            wal_segment_size: SegmentSize::DEFAULT,
+            preload: Vec::new(),
+            locale_path: None,
+            marker: "marker-0123456789".into(),
+        }
+    }
+
+    fn value(plan: &InstancePlan, name: &str) -> Option<String> {
+        let settings = settings(plan);
+        let mut values = settings.into_iter().filter(|(found, _)| found == name);
+        let value = values.next().map(|(_, value)| value);
+        assert!(values.next().is_none(), "{name} is set twice");
+        value
+    }
+
+    #[test]
+    fn each_major_gets_the_isolating_settings_it_knows() {
+        let cases: &[(&str, &str, std::ops::RangeInclusive<u32>)] = &[
+            ("listen_addresses", "", 12..=18),
+            ("archive_mode", "off", 12..=18),
+            ("archive_command", "", 12..=18),
+            ("archive_library", "", 15..=18),
+            ("archive_cleanup_command", "", 12..=18),
+            ("recovery_end_command", "", 12..=18),
+            ("primary_conninfo", "", 12..=18),
+            ("ssl", "off", 12..=18),
+            ("logging_collector", "off", 12..=18),
+            ("log_destination", "stderr", 12..=18),
+            ("log_min_messages", "log", 12..=18),
+            ("huge_pages", "off", 12..=18),
+            ("restart_after_crash", "off", 12..=18),
+            ("sync_replication_slots", "off", 17..=18),
+            ("summarize_wal", "off", 17..=18),
+            ("io_method", "worker", 18..=18),
+            ("lc_messages", "C", 12..=18),
+            ("dynamic_shared_memory_type", "mmap", 12..=18),
+            ("max_worker_processes", "0", 12..=18),
+            ("max_logical_replication_workers", "0", 12..=18),
+            ("shared_preload_libraries", "", 12..=18),
+            ("session_preload_libraries", "", 12..=18),
+            ("hot_standby", "off", 12..=18),
+            ("recovery_target_action", "promote", 12..=18),
+            ("wal_level", "replica", 12..=18),
+            ("max_wal_senders", "0", 12..=18),
+            ("promote_trigger_file", "", 12..=15),
+            ("fsync", "off", 12..=18),
+            ("full_page_writes", "off", 12..=18),
+            ("wal_recycle", "off", 12..=18),
+            ("wal_init_zero", "off", 12..=18),
+            ("autovacuum", "off", 12..=18),
+            ("autovacuum_freeze_max_age", "2000000000", 12..=18),
+            ("autovacuum_multixact_freeze_max_age", "2000000000", 12..=18),
+            ("max_wal_size", "1024MB", 12..=18),
+            ("jit", "off", 12..=18),
+            ("zero_damaged_pages", "off", 12..=18),
+            ("ignore_invalid_pages", "off", 13..=18),
+            ("max_active_replication_origins", "1000", 18..=18),
+            ("config_file", "/work/in, \"st\"/postgresql.conf", 12..=18),
+            ("hba_file", "/work/in, \"st\"/pg_hba.conf", 12..=18),
+            ("ident_file", "/work/in, \"st\"/pg_ident.conf", 12..=18),
+            ("unix_socket_directories", "\"/work/in, \"\"st\"\"\"", 12..=18),
+            ("max_prepared_transactions", "7", 12..=18),
+            ("max_locks_per_transaction", "5000", 12..=18),
+            ("max_connections", "12", 12..=18),
+        ];
+        for major in 12..=18 {
+            let plan = plan(major, Recovery::None);
+            for (name, want, known) in cases {
+                let want = known.contains(&major).then(|| want.to_string());
+                assert_eq!(value(&plan, name), want, "{name} of {major}");
+            }
+        }
+    }
+
+    #[test]
+    fn recovery_targets() {
+        let cases = [
+            (Recovery::None, "", "", "", "current", false),
+            (Recovery::EndOfBackup { timeline: 3 }, "false", "immediate", "", "3", true),
+            (Recovery::EndOfWal { timeline: 17 }, "false", "", "", "17", true),
+            (
+                Recovery::Lsn { lsn: Lsn(0x1_0000_00AB), timeline: 3 },
+                "false",
+                "",
+                "1/AB",
+                "3",
+                true,
+            ),
+        ];
+        for (recovery, restore, target, lsn, timeline, signal) in cases {
+            assert_eq!(recovery.needs_signal_file(), signal);
+            let plan = plan(15, recovery.clone());
+            let got = |name| value(&plan, name).unwrap();
+            assert_eq!(got("restore_command"), restore, "{recovery:?}");
+            assert_eq!(got("recovery_target"), target, "{recovery:?}");
+            assert_eq!(got("recovery_target_lsn"), lsn, "{recovery:?}");
+            assert_eq!(got("recovery_target_timeline"), timeline, "{recovery:?}");
+            assert_eq!(got("recovery_target_time"), "", "{recovery:?}");
+            let all = settings(&plan);
+            let place = |wanted: bool| {
+                let target = |(name, value): &(String, String)| {
+                    name.starts_with("recovery_target")
+                        && ![
+                            "recovery_target_action",
+                            "recovery_target_inclusive",
+                            "recovery_target_timeline",
+                        ]
+                        .contains(&name.as_str())
+                        && value.is_empty() != wanted
+                };
+                all.iter().rposition(target)
+            };
+            assert!(
+                place(true).is_none() || place(true) > place(false),
+                "the empty targets come first"
+            );
+        }
+    }
+
+    #[test]
+    fn wal_sizes_fit_the_segments() {
+        for (mib, max, min) in
+            [(1, "1024MB", "32MB"), (64, "1024MB", "128MB"), (1024, "4096MB", "2048MB")]
+        {
+            let mut plan = plan(15, Recovery::None);
+            plan.wal_segment_size = SegmentSize::try_from(mib << 20).unwrap();
+            assert_eq!(value(&plan, "max_wal_size").as_deref(), Some(max));
+            assert_eq!(value(&plan, "min_wal_size").as_deref(), Some(min));
+        }
+    }
+
+    #[test]
+    fn libraries_are_preloaded_with_their_settings() {
+        let mut plan = plan(16, Recovery::None);
+        plan.preload = vec![Preload::named("$libdir/timescaledb"), Preload::named("own_library")];
+        let value = |name| value(&plan, name).unwrap();
+        assert_eq!(value("shared_preload_libraries"), "$libdir/timescaledb,own_library");
+        assert_eq!(value("timescaledb.max_background_workers"), "0");
+        assert_eq!(objection(&plan), None);
+        plan.preload = vec![Preload::named("a, b")];
+        assert!(objection(&plan).unwrap().contains("a, b"));
+    }
+
+    #[test]
+    fn impossible_plans_are_refused() {
+        let change = |change: fn(&mut InstancePlan)| {
+            let mut plan = plan(15, Recovery::None);
+            change(&mut plan);
+            objection(&plan)
+        };
+        assert_eq!(change(|_| ()), None);
+        assert!(change(|plan| plan.data_directory = "data".into()).is_some());
+        assert!(
+            change(|plan| plan.instance_directory = format!("/{}", "x".repeat(100)).into())
+                .is_some()
+        );
+        assert!(change(|plan| plan.marker = "short".into()).is_some());
+        assert!(change(|plan| plan.marker = "with spaces in it".into()).is_some());
+    }
+
+    #[test]
+    fn room_for_locks() {
+        let cases = [
+            (0, 10, 100),
+            (400, 10, 150),
+            (20_000, 10, 2600),
+            (20_000, 0, 26_000),
+            (u64::MAX, 1, i32::MAX as u32),
+        ];
+        for (relations, slots, want) in cases {
+            assert_eq!(locks_per_transaction(relations, slots), want, "{relations} in {slots}");
+        }
+        assert_eq!(locks_per_transaction(0, 1000), 64);
+    }
 }

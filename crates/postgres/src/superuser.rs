@@ -7,7 +7,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::connection::{Endpoint, SqlError, failed};
-use crate::instance::{Instance, InstanceError, StopMode, run_single_user};
+use crate::instance::{Instance, InstanceError, Recovery, StopMode};
+use crate::launch::run_single_user;
 
 /// A role that can dump everything.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,11 +108,13 @@ async fn make_temporary(
 ) -> Result<(), InstanceError> {
     tracing::info!("no known superuser can log in; making a temporary one in the write layer");
     instance.stop(StopMode::Fast).await?;
-    let plan = instance.plan().clone();
+    let mut plan = instance.plan().clone();
+    plan.recovery = Recovery::None; // it was recovered, and `recovery.signal` is gone
+    let isolation = instance.isolation().clone();
     let sql = format!("CREATE ROLE \"{role}\" SUPERUSER LOGIN"); // lower-case letters, digits and `_`
     let mut result = Ok(());
     for database in databases {
-        result = run_single_user(&plan, database, &sql).await;
+        result = run_single_user(&plan, &isolation, database, &sql).await;
         let no_database = |error: &InstanceError| match error {
             InstanceError::Ended { failure, .. } => {
                 failure.lines.iter().any(|line| line.contains("does not exist"))
@@ -123,7 +126,7 @@ async fn make_temporary(
         }
     }
     result?;
-    *instance = Instance::start(plan)?;
+    *instance = Instance::start_isolated(plan, isolation)?;
     instance.wait_ready(role, |_| ()).await
 }
 

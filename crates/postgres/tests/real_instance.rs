@@ -1,0 +1,725 @@
+//! Instances of the installed PostgreSQL on copies of a real base backup of a hostile cluster.
+//!
+//! `PGTHAW_TEST_PG_BIN` names the programs of another major version. Started as root the instances run as
+//! `postgres`, and the first test is run again by that user himself.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use pgthaw_postgres::binaries::{self, Binaries};
+use pgthaw_postgres::dump::{Dump, DumpEvent, DumpPlan};
+use pgthaw_postgres::globals::{self, GlobalsPlan};
+use pgthaw_postgres::inspect;
+use pgthaw_postgres::instance::{
+    Instance, InstanceError, InstancePlan, Progress, Recovery, StopMode, locks_per_transaction,
+};
+use pgthaw_postgres::isolation::{Isolation, isolation_possible};
+use pgthaw_postgres::lsn::SegmentSize;
+use pgthaw_postgres::os_user::OsUser;
+use pgthaw_postgres::process::ProcessId;
+use pgthaw_postgres::superuser::{Candidates, ensure_superuser, temporary_role};
+use pgthaw_postgres::version::Major;
+
+const MARKER: &str = "test-marker-0123456789";
+
+/// A private directory with a short path, for sockets, and the programs and account of the tests.
+struct Lab {
+    directory: tempfile::TempDir,
+    binaries: Binaries,
+    user: OsUser,
+}
+
+impl Lab {
+    fn new() -> Self {
+        let directory = tempfile::Builder::new().prefix("pgt").tempdir_in("/tmp").unwrap();
+        let user = OsUser::for_postgres(None).unwrap();
+        std::os::unix::fs::chown(directory.path(), Some(user.uid), Some(user.gid)).unwrap();
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        let given = std::env::var_os("PGTHAW_TEST_PG_BIN").map(PathBuf::from);
+        let installed = || {
+            let mut majors: Vec<Major> = Major::all().collect();
+            majors.reverse();
+            majors.into_iter().find_map(|major| binaries::find(major, None, &user).ok())
+        };
+        let binaries = match &given {
+            Some(given) => Major::all().find_map(|m| binaries::find(m, Some(given), &user).ok()),
+            None => installed(),
+        };
+        Self { binaries: binaries.expect("PostgreSQL is installed"), user, directory }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Runs a program as the account of the tests; its output.
+    fn run(&self, program: impl AsRef<Path>, arguments: &[&str]) -> String {
+        let mut command = Command::new(program.as_ref());
+        command.args(arguments).current_dir("/").stdin(Stdio::null()).env("LC_ALL", "C");
+        if arguments.contains(&"postgres") {
+            // a superuser may; the cluster's own settings would not let him in
+            let options = "-c session_preload_libraries= -c local_preload_libraries= -c role=none \
+                           -c statement_timeout=0 -c default_transaction_read_only=off";
+            command.env("PGOPTIONS", options);
+        }
+        self.user.run_as(&mut command);
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{:?} {arguments:?}: {said}", program.as_ref());
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    fn tool(&self, name: &str) -> PathBuf {
+        self.binaries.directory.join(name)
+    }
+
+    fn make_directory(&self, name: &str) -> PathBuf {
+        let path = self.path(name);
+        self.run("mkdir", &["-m", "700", path.to_str().unwrap()]);
+        path
+    }
+
+    fn plan(&self, data: PathBuf, name: &str, recovery: Recovery) -> InstancePlan {
+        InstancePlan {
+            binaries: self.binaries.clone(),
+            data_directory: data,
+            instance_directory: self.make_directory(name),
+            os_user: OsUser::current().is_ok_and(|user| user.uid == 0).then(|| self.user.clone()),
+            recovery,
+            max_prepared_transactions: 10,
+            max_locks_per_transaction: locks_per_transaction(100, 20),
+            connections: 10,
+            wal_segment_size: SegmentSize::try_from(1 << 20).unwrap(),
+            preload: Vec::new(),
+            locale_path: None,
+            marker: MARKER.into(),
+        }
+    }
+
+    /// Copies the backup with its tablespace, as each attempt has a mount of its own.
+    fn thaw(&self, name: &str, signal: bool) -> PathBuf {
+        let (data, space) = (self.path(name), self.path(&format!("{name}-space")));
+        self.run("cp", &["-a", self.path("backup").to_str().unwrap(), data.to_str().unwrap()]);
+        if self.path("backup-space").exists() {
+            let from = self.path("backup-space");
+            self.run("cp", &["-a", from.to_str().unwrap(), space.to_str().unwrap()]);
+            let links = fs::read_dir(data.join("pg_tblspc")).unwrap();
+            for link in links.map(|link| link.unwrap().path()) {
+                fs::remove_file(&link).unwrap();
+                symlink(&space, &link).unwrap();
+            }
+        }
+        if signal {
+            self.run("touch", &[data.join("recovery.signal").to_str().unwrap()]);
+        }
+        data
+    }
+}
+
+/// The original cluster's server; ended by its number when dropped.
+struct Source<'a> {
+    lab: &'a Lab,
+    server: std::process::Child,
+}
+
+impl<'a> Source<'a> {
+    fn start(lab: &'a Lab) -> Self {
+        let data = lab.path("source");
+        let tool = lab.tool("initdb");
+        let arguments =
+            ["-D", data.to_str().unwrap(), "-U", "postgres", "-A", "trust", "--no-sync"];
+        lab.run(tool, &[&arguments[..], &["--wal-segsize=1", "-E", "UTF8", "--locale=C"]].concat());
+        let mut command = Command::new(lab.tool("postgres"));
+        command.arg("-D").arg(&data).current_dir("/").stdin(Stdio::null());
+        let settings = [
+            "listen_addresses=".to_string(),
+            format!("unix_socket_directories={}", lab.directory.path().display()),
+            "fsync=off".into(),
+            "max_prepared_transactions=10".into(),
+            "wal_level=logical".into(),
+            "max_connections=150".into(),
+        ];
+        for setting in &settings {
+            command.args(["-c", setting]);
+        }
+        let log = fs::File::create(lab.path("source.log")).unwrap();
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        lab.user.run_as(&mut command);
+        let source = Self { lab, server: command.spawn().unwrap() };
+        let end = Instant::now() + Duration::from_secs(30);
+        while !lab.path(".s.PGSQL.5432").exists() || !source.answers() {
+            assert!(Instant::now() < end, "the original cluster does not start");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        source
+    }
+
+    fn answers(&self) -> bool {
+        let mut command = Command::new(self.psql());
+        command.args(["-h", self.lab.directory.path().to_str().unwrap(), "-U", "postgres"]);
+        command
+            .args(["-d", "postgres", "-c", "SELECT 1"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        command.status().unwrap().success()
+    }
+
+    fn psql(&self) -> PathBuf {
+        self.lab.binaries.psql.clone().unwrap_or_else(|| "psql".into())
+    }
+
+    fn sql(&self, database: &str, sql: &str) -> String {
+        let host = self.lab.directory.path().to_str().unwrap();
+        let arguments = ["-XqAt", "-v", "ON_ERROR_STOP=1", "-h", host, "-U", "postgres"];
+        let connection = format!("dbname='{}'", database.replace('\'', "\\'")); // any name
+        self.lab.run(self.psql(), &[&arguments[..], &["-d", &connection, "-c", sql]].concat())
+    }
+
+    /// Takes a base backup with its WAL.
+    fn back_up(&self, user: &str) {
+        let (lab, host) = (self.lab, self.lab.directory.path().to_str().unwrap());
+        let (target, old, new) = (lab.path("backup"), lab.path("space"), lab.path("backup-space"));
+        let mapping = format!("{}={}", old.display(), new.display());
+        let tool = lab.tool("pg_basebackup");
+        let tool = if tool.exists() { tool } else { "pg_basebackup".into() };
+        let mut arguments =
+            vec!["-D", target.to_str().unwrap(), "-h", host, "-U", user, "-c", "fast"];
+        if old.exists() {
+            arguments.extend(["-T", &mapping]);
+        }
+        arguments.extend(["-X", "stream", "--no-sync"]);
+        lab.run(tool, &arguments);
+    }
+}
+
+impl Drop for Source<'_> {
+    fn drop(&mut self) {
+        let _ = ProcessId::of(self.server.id()).map(|id| id.signal(rustix::process::Signal::QUIT));
+        let _ = self.server.wait();
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+/// The original cluster: wants to archive, to replicate, to preload, to hide damage, to break connections.
+fn hostile(source: &Source<'_>) {
+    let lab = source.lab;
+    let space = lab.make_directory("space");
+    source.sql(
+        "postgres",
+        &format!("CREATE TABLESPACE \"odd \"\"space\" LOCATION '{}'", space.display()),
+    );
+    source.sql("postgres", "CREATE DATABASE \"sh'op = x\"");
+    for sql in [
+        "CREATE TABLE orders(id int PRIMARY KEY, note text); INSERT INTO orders SELECT i, md5(i::text) FROM generate_series(1,1000) i",
+        "CREATE TABLE \"Far Away\"(id int) TABLESPACE \"odd \"\"space\"; INSERT INTO \"Far Away\" SELECT generate_series(1,100)",
+        "CREATE UNLOGGED TABLE scratch(id int); INSERT INTO scratch SELECT generate_series(1,10)",
+        "CREATE TABLE parts(id int) PARTITION BY RANGE(id); CREATE TABLE part1 PARTITION OF parts FOR VALUES FROM (0) TO (10)",
+        "CREATE MATERIALIZED VIEW seen AS SELECT count(*) FROM orders",
+        "CREATE FUNCTION lost() RETURNS language_handler LANGUAGE c AS '$libdir/plpgsql', 'plpgsql_call_handler'; UPDATE pg_proc SET probin = '$libdir/no_such_library' WHERE proname = 'lost'",
+        "CREATE ROLE nobody NOLOGIN; CREATE ROLE \"o'dd\" PASSWORD 'secret'",
+        "COMMENT ON ROLE nobody IS 'CREATE TABLESPACE x LOCATION ''/nowhere'';'",
+    ] {
+        source.sql("sh'op = x", sql);
+    }
+    source.sql("sh'op = x", "BEGIN; LOCK TABLE orders; INSERT INTO orders VALUES (-1,'prepared'); PREPARE TRANSACTION 'it''s \\ odd'");
+    let witness = lab.path("witness");
+    let touch = format!("touch {}", witness.display());
+    for sql in [
+        format!("ALTER SYSTEM SET archive_command = '{touch}'"),
+        "ALTER SYSTEM SET archive_mode = on".into(),
+        format!("ALTER SYSTEM SET recovery_end_command = '{touch}'"),
+        format!("ALTER SYSTEM SET archive_cleanup_command = '{touch}'"),
+        format!("ALTER SYSTEM SET restore_command = '{touch}; false'"),
+        "ALTER SYSTEM SET primary_conninfo = 'host=127.0.0.1'".into(),
+        "ALTER SYSTEM SET recovery_target_time = '2001-01-01'".into(),
+        "ALTER SYSTEM SET synchronous_standby_names = '*'".into(),
+        "ALTER SYSTEM SET shared_preload_libraries = 'no_such_library'".into(),
+        "ALTER SYSTEM SET zero_damaged_pages = on".into(),
+        "ALTER SYSTEM SET fsync = on".into(),
+    ] {
+        source.sql("postgres", &sql);
+    }
+    for whose in
+        ["ROLE postgres", "DATABASE \"sh'op = x\"", "ROLE postgres IN DATABASE \"sh'op = x\""]
+    {
+        let hostile = [
+            "session_preload_libraries = 'no_such_library'",
+            "local_preload_libraries = 'no_such_library'",
+            "zero_damaged_pages = on",
+            "ignore_checksum_failure = on",
+            "search_path = evil",
+            "statement_timeout = 1",
+            "lock_timeout = 1",
+            "row_security = on",
+            "client_encoding = latin1",
+            "log_statement = 'all'",
+            "role = nobody",
+            "default_transaction_read_only = on",
+        ];
+        let alter = hostile.map(|setting| format!("ALTER {whose} SET {setting};")).join(" ");
+        source.sql("template1", &alter);
+    }
+}
+
+async fn ready(instance: &mut Instance, user: &str) -> Result<Vec<Progress>, InstanceError> {
+    let mut seen = Vec::new();
+    let wait = instance.wait_ready(user, |progress| seen.push(progress.clone()));
+    tokio::time::timeout(Duration::from_secs(60), wait).await.expect("ready within a minute")?;
+    Ok(seen)
+}
+
+/// Counts rows; a prepared transaction that still holds the table would block that for ever.
+async fn orders(instance: &Instance, user: &str) -> i64 {
+    let endpoint = instance.endpoint(user);
+    let client = endpoint.connect("template1").await.unwrap();
+    let prepared = inspect::prepared_transactions(&client).await.unwrap();
+    inspect::roll_back_prepared(&endpoint, &prepared).await.unwrap();
+    let client = instance.endpoint(user).connect("sh'op = x").await.unwrap();
+    client.query_one("SELECT count(*) FROM public.orders", &[]).await.unwrap().get(0)
+}
+
+#[test]
+fn a_hostile_cluster_is_recovered_alone_asked_and_dumped() {
+    let lab = Lab::new();
+    let source = Source::start(&lab);
+    hostile(&source);
+    source.back_up("postgres");
+    // more WAL than the backup needs, as an archive has
+    source.sql("sh'op = x", "ROLLBACK PREPARED 'it''s \\ odd'");
+    source.sql(
+        "sh'op = x",
+        "INSERT INTO public.orders SELECT i, 'later' FROM generate_series(2001,2500) i",
+    );
+    source.sql("template1", "SELECT pg_switch_wal()");
+    let wal = format!(
+        "cp {}/0000* {}/",
+        lab.path("source/pg_wal").display(),
+        lab.path("backup/pg_wal").display()
+    );
+    lab.run("sh", &["-c", &wal]);
+    drop(source);
+
+    runtime().block_on(async {
+        let data = lab.thaw("first", true);
+        let plan = lab.plan(data, "i1", Recovery::EndOfBackup { timeline: 1 });
+        let mut instance = Instance::start(plan).unwrap();
+        let seen = ready(&mut instance, "postgres").await.unwrap();
+        assert_eq!(seen.last(), Some(&Progress::Ready));
+        let end = instance.recovery_end().unwrap();
+        assert!(end.redo_done.is_some() && end.new_timeline == Some(2), "{end:?}");
+        assert!(!lab.path("witness").exists(), "a command of the backup was run");
+        alone(&instance);
+        settings_hold(&instance).await;
+
+        let candidates = Candidates { guessed: Some("postgres"), ..Candidates::default() };
+        let superuser = ensure_superuser(&mut instance, &candidates).await.unwrap();
+        assert_eq!((superuser.name.as_str(), superuser.temporary), ("postgres", false));
+        prepared_are_rolled_back(&instance).await;
+        facts(&instance).await;
+        assert_eq!(orders(&instance, "postgres").await, 1000);
+        dumps(&lab, &instance).await;
+        globals_are_the_originals(&lab, &instance).await;
+        let id = instance.id();
+        instance.stop(StopMode::Fast).await.unwrap();
+        instance.stop(StopMode::Fast).await.unwrap();
+        assert!(!id.is_alive() && !lab.path("i1/.s.PGSQL.5432").exists());
+        assert!(!lab.path("witness").exists(), "a command of the backup was run");
+
+        let plan = lab.plan(lab.thaw("second", true), "i2", Recovery::EndOfWal { timeline: 1 });
+        let mut instance = Instance::start(plan).unwrap();
+        ready(&mut instance, "postgres").await.unwrap();
+        assert_eq!(orders(&instance, "postgres").await, 1500, "the WAL after the backup");
+        drop(instance);
+
+        let lsn = end.redo_done.unwrap();
+        let plan = lab.plan(lab.thaw("third", true), "i3", Recovery::Lsn { lsn, timeline: 1 });
+        let mut instance = Instance::start(plan).unwrap();
+        ready(&mut instance, "postgres").await.unwrap();
+        assert_eq!(orders(&instance, "postgres").await, 1000, "the same end again");
+        assert_eq!(instance.recovery_end().unwrap().redo_done, Some(lsn));
+        instance.stop(StopMode::Immediate).await.unwrap();
+
+        // a target past the end fails with the server's words
+        let beyond = pgthaw_postgres::lsn::Lsn(lsn.0 + (1 << 40));
+        let plan =
+            lab.plan(lab.thaw("fourth", true), "i4", Recovery::Lsn { lsn: beyond, timeline: 1 });
+        let mut instance = Instance::start(plan).unwrap();
+        let error = ready(&mut instance, "postgres").await.unwrap_err();
+        assert!(error.to_string().contains("recovery ended before configured"), "{error}");
+        assert!(error.hint().is_some_and(|hint| hint.contains("--wal-archive")));
+    });
+}
+
+/// No network, no other processes' shared memory, nothing that listens, nothing of the caller's environment.
+fn alone(instance: &Instance) {
+    let pid = instance.id().pid;
+    let own = |name: &str| fs::read_link(format!("/proc/self/ns/{name}")).unwrap();
+    let its = |name: &str| fs::read_link(format!("/proc/{pid}/ns/{name}")).unwrap();
+    if let Isolation::ConfigurationOnly { reason } = isolation_possible() {
+        eprintln!("not isolated here: {reason}");
+        return;
+    }
+    assert_ne!(own("net"), its("net"));
+    assert_ne!(own("ipc"), its("ipc"));
+    for table in ["tcp", "tcp6", "udp", "udp6"] {
+        let list = fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap();
+        assert_eq!(list.lines().count(), 1, "{table}: {list}");
+    }
+    let devices = fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap();
+    assert_eq!(devices.lines().count(), 3, "only lo: {devices}");
+    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap();
+    let environment = String::from_utf8_lossy(&environment).replace('\0', "\n");
+    assert!(environment.contains(&format!("PGTHAW_SESSION={MARKER}")), "{environment}");
+    let mut names: Vec<&str> =
+        environment.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name).collect();
+    names.retain(|name| !["HOME", "USER", "LOGNAME"].contains(name));
+    names.sort_unstable();
+    // PG_GRANDPARENT_PID and the like would show here
+    assert_eq!(names, ["LC_ALL", "PATH", "PGTHAW_SESSION"], "{environment}");
+}
+
+async fn settings_hold(instance: &Instance) {
+    let client = instance.endpoint("postgres").connect("sh'op = x").await.unwrap();
+    let cases = [
+        ("zero_damaged_pages", "off"),
+        ("ignore_checksum_failure", "off"),
+        ("default_transaction_read_only", "off"),
+        ("statement_timeout", "0"),
+        ("lock_timeout", "0"),
+        ("role", "none"),
+        ("search_path", "\"\""),
+        ("session_preload_libraries", ""),
+        ("local_preload_libraries", ""),
+        ("shared_preload_libraries", ""),
+        ("archive_mode", "off"),
+        ("archive_command", "(disabled)"),
+        ("recovery_end_command", ""),
+        ("primary_conninfo", ""),
+        ("listen_addresses", ""),
+        ("fsync", "off"),
+        ("max_worker_processes", "0"),
+        ("max_wal_senders", "0"),
+        ("hot_standby", "off"),
+        ("autovacuum", "off"),
+        ("cluster_name", MARKER),
+    ];
+    for (name, want) in cases {
+        let row = client.query_one(&format!("SHOW {name}"), &[]).await.unwrap();
+        let got: String = row.get(0);
+        let got = if name == "search_path" && got.is_empty() { "\"\"".into() } else { got };
+        assert_eq!(got, want, "{name}");
+    }
+    let user: String = client.query_one("SELECT current_user::text", &[]).await.unwrap().get(0);
+    assert_eq!(user, "postgres");
+    client.batch_execute("CREATE TEMP TABLE writable(id int)").await.unwrap();
+}
+
+async fn prepared_are_rolled_back(instance: &Instance) {
+    let endpoint = instance.endpoint("postgres");
+    let client = endpoint.connect("template1").await.unwrap();
+    let prepared = inspect::prepared_transactions(&client).await.unwrap();
+    assert_eq!(prepared.len(), 1);
+    assert_eq!(
+        (prepared[0].gid.as_str(), prepared[0].database.as_str()),
+        ("it's \\ odd", "sh'op = x")
+    );
+    assert_eq!(prepared[0].owner, "postgres");
+    inspect::roll_back_prepared(&endpoint, &prepared).await.unwrap();
+    assert_eq!(inspect::prepared_transactions(&client).await.unwrap(), []);
+}
+
+async fn facts(instance: &Instance) {
+    let endpoint = instance.endpoint("postgres");
+    let client = endpoint.connect("sh'op = x").await.unwrap();
+    let databases = inspect::databases(&client).await.unwrap();
+    let names: Vec<&str> = databases.iter().map(|database| database.name.as_str()).collect();
+    assert_eq!(names, ["postgres", "sh'op = x", "template0", "template1"]);
+    let shop = &databases[1];
+    assert_eq!(
+        (shop.allows_connections, shop.connection_limit, shop.encoding.as_str()),
+        (true, -1, "UTF8")
+    );
+    assert!(!databases[2].allows_connections && databases[2].is_template);
+    assert!(inspect::database_size(&client, shop.oid).await.unwrap() > 1 << 20);
+    assert_eq!(inspect::unlogged_tables(&client).await.unwrap(), ["public.scratch"]);
+    let relations = inspect::relations(&client).await.unwrap();
+    assert_eq!((relations.tables, relations.partitioned, relations.materialized_views), (4, 1, 1));
+    let tablespaces = inspect::tablespaces(&client).await.unwrap();
+    assert_eq!(tablespaces[2].name, "odd \"space");
+    assert!(tablespaces[2].location.ends_with("first-space"), "{tablespaces:?}");
+    let missing = inspect::missing_libraries(&endpoint, "sh'op = x").await.unwrap();
+    assert_eq!(missing.len(), 1, "{missing:?}");
+    assert_eq!((missing[0].library.as_str(), missing[0].functions), ("$libdir/no_such_library", 1));
+}
+
+async fn dumps(lab: &Lab, instance: &Instance) {
+    let plan = DumpPlan {
+        binaries: lab.binaries.clone(),
+        endpoint: instance.endpoint("postgres"),
+        database: "sh'op = x".into(),
+        output: lab.path("dump"),
+        jobs: 2,
+        compress: Some("gzip:1".into()),
+        encoding: Some("UTF8".into()),
+        arguments: vec!["-T".into(), "public.part1".into()],
+        os_user: instance.plan().os_user.clone(),
+        lock_wait_timeout: Duration::from_secs(10),
+        marker: MARKER.into(),
+    };
+    let events = Arc::new(Mutex::new(Vec::new()));
+    let sink = events.clone();
+    let mut dump = Dump::start(&plan, move |event| sink.lock().unwrap().push(event)).unwrap();
+    let end = dump.wait().await.unwrap();
+    let events = std::mem::take(&mut *events.lock().unwrap());
+    assert!(end.status.success() && end.messages.is_empty(), "{end:?}");
+    let begun = |table: &str| events.contains(&DumpEvent::TableBegun { table: table.into() });
+    assert!(begun("public.orders") && begun("public.Far Away"), "{events:?}");
+    let finished = DumpEvent::ItemFinished { what: "TABLE DATA".into(), name: "orders".into() };
+    assert!(events.contains(&finished), "{events:?}");
+    assert_eq!(fs::metadata(&plan.output).unwrap().permissions().mode() & 0o777, 0o700);
+    let list = lab.run(lab.tool("pg_restore"), &["-l", plan.output.to_str().unwrap()]);
+    assert!(
+        list.contains("TABLE DATA public orders") && !list.contains("TABLE DATA public part1"),
+        "{list}"
+    );
+    assert!(list.contains("Dumped from"), "{list}");
+    let script = lab
+        .run(lab.tool("pg_restore"), &["-f", "-", "-t", "orders", plan.output.to_str().unwrap()]);
+    assert!(script.contains("client_encoding = 'UTF8'") && script.contains("\n1000\t"), "{script}");
+
+    assert!(Dump::start(&plan, |_| ()).is_err(), "the output exists");
+    // a lock that pg_dump waits for: it is ended with its workers
+    let client = plan.endpoint.connect(&plan.database).await.unwrap();
+    client.batch_execute("BEGIN; LOCK TABLE public.orders").await.unwrap();
+    let plan = DumpPlan { output: lab.path("dump2"), ..plan };
+    let mut waiting = Dump::start(&plan, |_| ()).unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(waiting.id().is_alive());
+    let end = waiting.stop().await.unwrap();
+    assert!(!end.status.success() && !waiting.id().is_alive());
+    let plan = DumpPlan {
+        output: lab.path("dump3"),
+        lock_wait_timeout: Duration::from_millis(50),
+        ..plan
+    };
+    let end = Dump::start(&plan, |_| ()).unwrap().wait().await.unwrap();
+    assert!(end.messages.iter().any(|line| line.contains("LOCK TABLE")), "{end:?}");
+}
+
+async fn globals_are_the_originals(lab: &Lab, instance: &Instance) {
+    let endpoint = instance.endpoint("postgres");
+    let plan = GlobalsPlan {
+        binaries: &lab.binaries,
+        endpoint: &endpoint,
+        database: "template1",
+        os_user: instance.plan().os_user.as_ref(),
+        no_role_passwords: false,
+        restrict_key: "abc123",
+        marker: MARKER,
+    };
+    let text = globals::dump(&plan).await.unwrap();
+    let mounted = lab.path("first-space");
+    assert!(text.contains(mounted.to_str().unwrap()) && text.contains("SCRAM"), "{text}");
+    assert!(!text.contains("\\restrict") || text.contains("\\restrict abc123\n"), "{text}");
+    let original = lab.path("space").display().to_string();
+    let locations = BTreeMap::from([("odd \"space".to_string(), original.clone())]);
+    let delivered = globals::rewrite(&text, &locations, &mounted, None).unwrap();
+    assert_eq!(delivered, text.replace(mounted.to_str().unwrap(), &original));
+    assert!(globals::rewrite(&text, &BTreeMap::new(), &mounted, None).is_err());
+    let plan = GlobalsPlan { no_role_passwords: true, ..plan };
+    assert!(!globals::dump(&plan).await.unwrap().contains("SCRAM"));
+}
+
+#[test]
+fn the_same_works_without_root() {
+    let current = OsUser::current().unwrap();
+    if current.uid != 0 {
+        return; // it just did
+    }
+    let user = OsUser::look_up("postgres").unwrap();
+    let directory = tempfile::Builder::new().prefix("pgu").tempdir_in("/tmp").unwrap();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let program = directory.path().join("test");
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let mut command = Command::new(&program);
+    command.args([
+        "--exact",
+        "a_hostile_cluster_is_recovered_alone_asked_and_dumped",
+        "--nocapture",
+    ]);
+    command.current_dir("/").env_remove("TMPDIR");
+    user.run_as(&mut command);
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned()
+        + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+}
+
+#[test]
+fn a_renamed_superuser_that_may_not_log_in_is_replaced() {
+    let lab = Lab::new();
+    let source = Source::start(&lab);
+    source.sql("postgres", "CREATE ROLE helper SUPERUSER LOGIN");
+    source.sql("postgres", "CREATE ROLE other LOGIN");
+    source.sql("postgres", "CREATE ROLE backup LOGIN REPLICATION");
+    let host = lab.directory.path().to_str().unwrap();
+    let connect = ["-XqAt", "-v", "ON_ERROR_STOP=1", "-h", host, "-U", "helper", "-d", "template1"];
+    for sql in [
+        "ALTER ROLE postgres RENAME TO \"big boss\"",
+        "ALTER ROLE \"big boss\" NOLOGIN",
+        "DROP DATABASE postgres",
+        "ALTER ROLE helper NOLOGIN",
+    ] {
+        lab.run(source.psql(), &[&connect[..], &["-c", sql]].concat());
+    }
+    source.back_up("backup");
+    drop(source);
+    runtime().block_on(async {
+        let plan = lab.plan(lab.thaw("data", true), "i", Recovery::EndOfBackup { timeline: 1 });
+        let mut instance = Instance::start(plan).unwrap();
+        ready(&mut instance, "other").await.unwrap();
+        let first = instance.id();
+        let candidates =
+            Candidates { named: Some("other"), guessed: Some("big boss"), databases: &[] };
+        let superuser = ensure_superuser(&mut instance, &candidates).await.unwrap();
+        assert_eq!(
+            (superuser.name.as_str(), superuser.temporary),
+            (temporary_role(MARKER).as_str(), true)
+        );
+        assert_ne!(instance.id(), first, "the server was started again");
+        let again = ensure_superuser(&mut instance, &candidates).await.unwrap();
+        assert_eq!(again, superuser, "found again after an agent's restart");
+
+        let endpoint = instance.endpoint(&superuser.name);
+        let plan = GlobalsPlan {
+            binaries: &lab.binaries,
+            endpoint: &endpoint,
+            database: "template1",
+            os_user: instance.plan().os_user.as_ref(),
+            no_role_passwords: false,
+            restrict_key: "abc123",
+            marker: MARKER,
+        };
+        let text = globals::dump(&plan).await.unwrap();
+        assert!(text.contains(&superuser.name));
+        let role = Some(superuser.name.as_str());
+        let delivered =
+            globals::rewrite(&text, &BTreeMap::new(), Path::new("/nowhere"), role).unwrap();
+        assert!(!delivered.contains(&superuser.name), "{delivered}");
+        assert!(
+            delivered.contains("CREATE ROLE \"big boss\";\n")
+                && delivered.contains("CREATE ROLE other;\n")
+        );
+        let kept = |line: &&str| !line.contains(&superuser.name);
+        let lines: Vec<&str> = text.lines().filter(kept).collect();
+        assert_eq!(delivered.lines().collect::<Vec<_>>(), lines, "nothing else is changed");
+    });
+}
+
+#[test]
+fn nothing_is_left_of_a_killed_server() {
+    let lab = Lab::new();
+    let source = Source::start(&lab);
+    source.back_up("postgres");
+    drop(source);
+    let segments = || {
+        let list = fs::read_to_string("/proc/sysvipc/shm").unwrap();
+        list.lines().filter(|line| line.contains(&format!(" {} ", lab.user.uid))).count()
+    };
+    runtime().block_on(async {
+        let plan = lab.plan(lab.thaw("data", true), "i", Recovery::EndOfBackup { timeline: 1 });
+        let refused = Isolation::ConfigurationOnly { reason: "a test".into() };
+        let mut instance = Instance::start_isolated(plan, refused).unwrap();
+        ready(&mut instance, "postgres").await.unwrap();
+        let id = instance.id();
+        let children = pgthaw_postgres::process::children(id.pid);
+        assert!(!children.is_empty());
+        let created = || {
+            let list = fs::read_to_string("/proc/sysvipc/shm").unwrap();
+            let fields = |line: &str| line.split_ascii_whitespace().nth(4).map(str::to_owned);
+            list.lines().filter(|line| fields(line) == Some(id.pid.to_string())).count()
+        };
+        assert_eq!(created(), 1, "the detector sees the segment ({} of this user)", segments());
+        id.signal(rustix::process::Signal::KILL).unwrap();
+        let status = instance.wait_end().await.unwrap();
+        assert!(!status.success());
+        assert!(!instance.is_running().unwrap());
+        instance.stop(StopMode::Fast).await.unwrap();
+        let end = Instant::now() + Duration::from_secs(10);
+        while children.iter().any(|child| child.is_alive()) || created() > 0 {
+            assert!(Instant::now() < end, "left: {children:?}, {} segments", created());
+            std::thread::sleep(Duration::from_millis(20));
+            instance.stop(StopMode::Fast).await.unwrap();
+        }
+        // the same directory again, after a crash, as a retry on the same write layer does
+        let mut plan = instance.plan().clone();
+        plan.recovery = Recovery::None;
+        let mut instance = Instance::start(plan).unwrap();
+        ready(&mut instance, "postgres").await.unwrap();
+        assert!(
+            instance.recovery_end().unwrap().redo_done.is_some()
+                || instance.recovery_end().unwrap().not_required
+        );
+    });
+}
+
+const AGENT: &str = "PGTHAW_TEST_AGENT";
+
+#[test]
+fn a_server_ends_with_its_agent() {
+    let lab = Lab::new();
+    let source = Source::start(&lab);
+    source.back_up("postgres");
+    drop(source);
+    let mut plan = lab.plan(lab.thaw("data", true), "i", Recovery::EndOfBackup { timeline: 1 });
+    plan.marker = format!("{MARKER}-agent");
+    let file = lab.path("plan");
+    fs::write(&file, serde_json::to_vec(&plan).unwrap()).unwrap();
+    let mut agent = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "the_agent_that_is_killed", "--nocapture"])
+        .env(AGENT, &file)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let end = Instant::now() + Duration::from_secs(30);
+    let server = loop {
+        if let Ok(text) = fs::read_to_string(lab.path("pid"))
+            && let Some(server) =
+                text.strip_suffix('\n').and_then(|pid| ProcessId::of(pid.parse().ok()?))
+        {
+            break server;
+        }
+        assert!(Instant::now() < end, "the agent starts a server");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let children = pgthaw_postgres::process::children(server.pid);
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+    let end = Instant::now() + Duration::from_secs(10);
+    while server.is_alive() || children.iter().any(|child| child.is_alive()) {
+        assert!(Instant::now() < end, "the server outlives its agent");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Is the agent of the test above when started by it; starts the server from a thread that ends.
+#[test]
+fn the_agent_that_is_killed() {
+    let Some(file) = std::env::var_os(AGENT).map(PathBuf::from) else { return };
+    let plan: InstancePlan = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    let started = std::thread::spawn(|| Instance::start(plan).unwrap());
+    let mut instance = started.join().unwrap();
+    runtime().block_on(async {
+        ready(&mut instance, "postgres").await.unwrap();
+        fs::write(file.with_file_name("pid"), format!("{}\n", instance.id().pid)).unwrap();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+    });
+}
