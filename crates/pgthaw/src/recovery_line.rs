@@ -11,13 +11,20 @@ use crate::wire::BackupFacts;
 pub fn recovery_line(facts: &BackupFacts, recovery: RecoveryChoice) -> String {
     let backup = &facts.backup;
     let zone = TimeZone::system();
-    let ended = backup.stopped_at.map_or_else(String::new, |at| format!(", ended {}", local(at, &zone)));
+    let ended =
+        backup.stopped_at.map_or_else(String::new, |at| format!(", ended {}", local(at, &zone)));
     let archived = backup.archived_until.as_ref();
-    let archived = archived.map_or_else(String::new, |reach| format!("; WAL archived up to {}", local(reach.modified, &zone)));
+    let archived = archived.map_or_else(String::new, |reach| {
+        format!("; WAL archived up to {}", local(reach.modified, &zone))
+    });
     let to = match (recovery, facts.start.archive_recovery) {
         (_, false) => "starting it as it is",
-        (RecoveryChoice::EndOfBackup, true) if archived.is_empty() => "recovering to the end of the backup",
-        (RecoveryChoice::EndOfBackup, true) => "recovering to the end of the backup, --target-latest for newest",
+        (RecoveryChoice::EndOfBackup, true) if archived.is_empty() => {
+            "recovering to the end of the backup"
+        }
+        (RecoveryChoice::EndOfBackup, true) => {
+            "recovering to the end of the backup, --target-latest for newest"
+        }
         (RecoveryChoice::Latest, true) => "recovering to the end of the archived WAL",
     };
     format!("backup {}{ended}{archived}; {to}", backup.id)

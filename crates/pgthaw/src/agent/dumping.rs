@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use axum::Json;
 use pgthaw_mover::{
-    CopyFile, Directory, FinishedFiles, GLOBALS_SQL, MoveError, Reuse, SumEntry, TargetDirectory, copy_all_verified, copy_verified,
-    file_name_for_database,
+    CopyFile, Directory, FinishedFiles, GLOBALS_SQL, MoveError, Reuse, SumEntry, TargetDirectory,
+    copy_all_verified, copy_verified, file_name_for_database,
 };
 use pgthaw_postgres::dump::{Dump, DumpError, DumpEvent, DumpPlan};
 use pgthaw_session::observed::{Failure, Progress};
@@ -42,13 +42,24 @@ async fn globals(agent: Arc<Agent>) -> Result<(), Failure> {
         // It goes the way of every other file: through the dump directory, and verified on the target's disk.
         let directory = &agent.assignment.place.dump_directory;
         let path = directory.join(GLOBALS_SQL);
-        std::fs::write(&path, text).map_err(|err| dump_directory_failure(directory, &format!("write `{}`: {err}", path.display())))?;
+        std::fs::write(&path, text).map_err(|err| {
+            dump_directory_failure(directory, &format!("write `{}`: {err}", path.display()))
+        })?;
         let (source, target) = (open_source(directory)?, target(&agent)?);
         let file = CopyFile { name: GLOBALS_SQL, reuse: Reuse::Never };
-        let delivered = copy_verified(file, &source, target.staging(), &mut |_| ControlFlow::Continue(())).map_err(moving)?;
-        target.keep_sums(GLOBALS_SQL, &[SumEntry { path: GLOBALS_SQL.into(), sha256: delivered.sha256 }]).map_err(moving)
+        let delivered =
+            copy_verified(file, &source, target.staging(), &mut |_| ControlFlow::Continue(()))
+                .map_err(moving)?;
+        target
+            .keep_sums(
+                GLOBALS_SQL,
+                &[SumEntry { path: GLOBALS_SQL.into(), sha256: delivered.sha256 }],
+            )
+            .map_err(moving)
     });
-    saved.await.unwrap_or_else(|err| Err(Failure::new(format!("saving globals.sql ended early: {err}"))))
+    saved
+        .await
+        .unwrap_or_else(|err| Err(Failure::new(format!("saving globals.sql ended early: {err}"))))
 }
 
 /// Begins to dump and deliver `database`.
@@ -93,7 +104,9 @@ async fn dump_and_deliver(agent: &Arc<Agent>, database: &str) -> Result<u64, Fai
     let mut dump = dump.map_err(|err| Failure::new(with_causes(&err)))?;
     let (ended, has_ended) = watch::channel(false);
     let (work, name, from) = (agent.clone(), database.to_owned(), output.clone());
-    let mut mover = tokio::task::spawn_blocking(move || copy_finished(&work, &name, &from, finished, &has_ended));
+    let mut mover = tokio::task::spawn_blocking(move || {
+        copy_finished(&work, &name, &from, finished, &has_ended)
+    });
     let mut gone = agent.gone.subscribe();
     let early = tokio::select! {
         end = dump.wait() => Ok(end),
@@ -110,7 +123,8 @@ async fn dump_and_deliver(agent: &Arc<Agent>, database: &str) -> Result<u64, Fai
         }
         Err(copied) => (dump.stop().await, copied), // the mover never ends before pg_dump unless it failed
     };
-    let (finished, mut files) = copied.unwrap_or_else(|err| Err(Failure::new(format!("delivering ended early: {err}"))))?;
+    let (finished, mut files) =
+        copied.unwrap_or_else(|err| Err(Failure::new(format!("delivering ended early: {err}"))))?;
     refuse_bad_end(agent, &output, end)?;
     agent.database(database, |view| view.dump = Progress::Done(()));
     blocking(agent, database, move |agent, database| {
@@ -119,7 +133,8 @@ async fn dump_and_deliver(agent: &Arc<Agent>, database: &str) -> Result<u64, Fai
         mover.copy(&rest, &mut files)?;
         refuse_faults(agent)?;
         mover.publish(&files)?;
-        std::fs::remove_dir_all(&output).map_err(|err| Failure::new(format!("remove `{}`: {err}", output.display())))?;
+        std::fs::remove_dir_all(&output)
+            .map_err(|err| Failure::new(format!("remove `{}`: {err}", output.display())))?;
         Ok(files.iter().map(|file| file.bytes).sum())
     })
     .await
@@ -214,26 +229,33 @@ impl<'a> Mover<'a> {
     fn copy(&self, names: &[String], files: &mut Vec<DeliveredFile>) -> Result<(), Failure> {
         // toc.dat holds the time of its dump: an earlier attempt's never fits.
         let reuse = |name: &str| if name == "toc.dat" { Reuse::Never } else { Reuse::IfEqual };
-        let wanted: Vec<CopyFile> = names.iter().map(|name| CopyFile { name, reuse: reuse(name) }).collect();
+        let wanted: Vec<CopyFile> =
+            names.iter().map(|name| CopyFile { name, reuse: reuse(name) }).collect();
         let mut progress = |_| match *self.agent.gone.borrow() {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         };
         let mut done = |at: usize, file: pgthaw_mover::Delivered| {
-            files.push(DeliveredFile { name: names[at].clone(), bytes: file.bytes, sha256: file.sha256 });
+            files.push(DeliveredFile {
+                name: names[at].clone(),
+                bytes: file.bytes,
+                sha256: file.sha256,
+            });
             self.agent.database(self.database, |view| {
                 view.bytes_delivered += file.bytes;
                 view.bytes_dumped = view.bytes_dumped.max(view.bytes_delivered);
             });
         };
-        copy_all_verified(&wanted, &self.source, &self.staging, &mut progress, &mut done).map_err(moving)
+        copy_all_verified(&wanted, &self.source, &self.staging, &mut progress, &mut done)
+            .map_err(moving)
     }
 
     /// Gives the database its name in the target; where an earlier export is replaced, that waits for the seal.
     fn publish(&self, files: &[DeliveredFile]) -> Result<(), Failure> {
         let directory = file_name_for_database(self.database);
         let path = |file: &DeliveredFile| format!("{directory}/{}", file.name);
-        let sums: Vec<_> = files.iter().map(|file| SumEntry { path: path(file), sha256: file.sha256 }).collect();
+        let sums: Vec<_> =
+            files.iter().map(|file| SumEntry { path: path(file), sha256: file.sha256 }).collect();
         self.target.keep_sums(&directory, &sums).map_err(moving)?;
         if self.agent.assignment.request.replace {
             return Ok(());
@@ -257,7 +279,9 @@ pub fn target(agent: &Agent) -> Result<Arc<TargetDirectory>, Failure> {
     if let Some(target) = &*opened {
         return Ok(target.clone());
     }
-    let target = TargetDirectory::create(&agent.assignment.request.target, &agent.assignment.session).map_err(moving)?;
+    let target =
+        TargetDirectory::create(&agent.assignment.request.target, &agent.assignment.session)
+            .map_err(moving)?;
     Ok(opened.insert(Arc::new(target)).clone())
 }
 
@@ -268,11 +292,17 @@ pub fn refuse_faults(agent: &Agent) -> Result<(), Failure> {
     match (broken, faults) {
         (Some(failure), _) => Err(failure),
         (None, 0) => Ok(()),
-        (None, faults) => Err(Failure::new(format!("the mount could not answer {faults} requests"))),
+        (None, faults) => {
+            Err(Failure::new(format!("the mount could not answer {faults} requests")))
+        }
     }
 }
 
-fn refuse_bad_end(agent: &Agent, output: &Path, end: Result<pgthaw_postgres::dump::DumpEnd, DumpError>) -> Result<(), Failure> {
+fn refuse_bad_end(
+    agent: &Agent,
+    output: &Path,
+    end: Result<pgthaw_postgres::dump::DumpEnd, DumpError>,
+) -> Result<(), Failure> {
     let message = match end {
         Ok(end) if end.status.success() => return Ok(()),
         Ok(end) => format!("pg_dump ended with {}: {}", end.status, end.messages.join("; ")),
@@ -287,8 +317,11 @@ fn refuse_bad_end(agent: &Agent, output: &Path, end: Result<pgthaw_postgres::dum
 /// A failure while the dump was saved in `directory`, which may be full.
 fn dump_directory_failure(directory: &Path, message: &str) -> Failure {
     if message.contains("No space left on device") || message.contains("Disk quota exceeded") {
-        return Failure::new(format!("the dump's directory `{}` is full: {message}", directory.display()))
-            .hint("make room there and retry, or cancel and export again with another --dump-dir");
+        return Failure::new(format!(
+            "the dump's directory `{}` is full: {message}",
+            directory.display()
+        ))
+        .hint("make room there and retry, or cancel and export again with another --dump-dir");
     }
     Failure::new(message)
 }

@@ -14,22 +14,36 @@ use crate::wire::BackupDatabase;
 /// # Errors
 /// When a locale is missing that cannot be built.
 pub fn build_missing(agent: &Agent) -> Result<Option<PathBuf>, Failure> {
-    let installed = Installed::here().map_err(|err| Failure::new(format!("list the installed locales: {err}")))?;
-    let selected = agent.assignment.facts.databases.iter().filter(|database| agent.assignment.selects(database));
+    let installed = Installed::here()
+        .map_err(|err| Failure::new(format!("list the installed locales: {err}")))?;
+    let selected = agent
+        .assignment
+        .facts
+        .databases
+        .iter()
+        .filter(|database| agent.assignment.selects(database));
     let plan = plan_locales(selected.map(BackupDatabase::locales), &installed, &Sources::here());
     if let Some(missing) = plan.missing.first() {
-        return Err(Failure::new(format!("database `{}` needs the locale {}", missing.database, missing.locale)).hint(&missing.remedy));
+        return Err(Failure::new(format!(
+            "database `{}` needs the locale {}",
+            missing.database, missing.locale
+        ))
+        .hint(&missing.remedy));
     }
     if plan.build.is_empty() {
         return Ok(None);
     }
     let directory = agent.instance_directory().join("locales");
-    let failed = |err: std::io::Error| Failure::new(format!("make `{}`: {err}", directory.display()));
+    let failed =
+        |err: std::io::Error| Failure::new(format!("make `{}`: {err}", directory.display()));
     std::fs::create_dir(&directory).map_err(failed)?;
-    std::os::unix::fs::chown(&directory, Some(agent.os_user.uid), Some(agent.os_user.gid)).map_err(failed)?;
+    std::os::unix::fs::chown(&directory, Some(agent.os_user.uid), Some(agent.os_user.gid))
+        .map_err(failed)?;
     for build in &plan.build {
         agent.tell(format!("building the locale {} for this export", build.name));
-        build.build(&directory, &agent.os_user).map_err(|err| Failure::new(with_causes(&err)).hint(err.hint()))?;
+        build
+            .build(&directory, &agent.os_user)
+            .map_err(|err| Failure::new(with_causes(&err)).hint(err.hint()))?;
     }
     Ok(Some(directory))
 }

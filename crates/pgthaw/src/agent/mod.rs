@@ -74,8 +74,10 @@ fn work() -> io::Result<()> {
     let mut bytes = Vec::new();
     io::stdin().lock().read_to_end(&mut bytes)?;
     let assignment: Assignment = serde_json::from_slice(&bytes).map_err(io::Error::other)?;
-    let os_user = OsUser::for_postgres(assignment.request.os_user.as_deref()).map_err(io::Error::other)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let os_user =
+        OsUser::for_postgres(assignment.request.os_user.as_deref()).map_err(io::Error::other)?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let _directories = create_directories(&assignment.place, &os_user, &assignment)?;
     let agent = Arc::new(Agent {
         assignment,
@@ -92,7 +94,11 @@ fn work() -> io::Result<()> {
 }
 
 /// Makes the session's private directories. The returned descriptors hold their locks, which keep tmpfiles' hands off them.
-fn create_directories(place: &Place, os_user: &OsUser, assignment: &Assignment) -> io::Result<Vec<std::os::fd::OwnedFd>> {
+fn create_directories(
+    place: &Place,
+    os_user: &OsUser,
+    assignment: &Assignment,
+) -> io::Result<Vec<std::os::fd::OwnedFd>> {
     let root = rustix::process::geteuid().is_root();
     let owned_by = |ids: (u32, u32)| root.then_some(ids);
     let postgres = (os_user.uid, os_user.gid);
@@ -100,18 +106,31 @@ fn create_directories(place: &Place, os_user: &OsUser, assignment: &Assignment) 
     let work = &place.work_directory;
     let outer_mode = if root { 0o711 } else { 0o700 }; // other accounts of the session must get through to their own
     let mut held = vec![create_private_directory(work, &place.marker, None, outer_mode)?];
-    for (name, owner) in [("agent", None), ("layer", owned_by(reader)), ("instance", owned_by(postgres))] {
+    for (name, owner) in
+        [("agent", None), ("layer", owned_by(reader)), ("instance", owned_by(postgres))]
+    {
         held.push(create_private_directory(&work.join(name), &place.marker, owner, 0o700)?);
     }
-    held.push(create_private_directory(&place.dump_directory, &place.marker, owned_by(postgres), 0o700)?);
+    held.push(create_private_directory(
+        &place.dump_directory,
+        &place.marker,
+        owned_by(postgres),
+        0o700,
+    )?);
     for directory in &place.mount_directories {
         use std::os::unix::fs::DirBuilderExt;
         let mode = if directory == &place.mountpoint { 0o700 } else { 0o755 };
         match std::fs::DirBuilder::new().mode(mode).create(directory) {
             Err(err) if err.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(io::Error::new(err.kind(), format!("make `{}`: {err}", directory.display())));
+                return Err(io::Error::new(
+                    err.kind(),
+                    format!("make `{}`: {err}", directory.display()),
+                ));
             }
-            _ if mode == 0o755 => std::fs::set_permissions(directory, std::os::unix::fs::PermissionsExt::from_mode(mode))?,
+            _ if mode == 0o755 => std::fs::set_permissions(
+                directory,
+                std::os::unix::fs::PermissionsExt::from_mode(mode),
+            )?,
             _ => {}
         }
     }
@@ -200,7 +219,12 @@ async fn serve(agent: Arc<Agent>) -> io::Result<()> {
         .route("/v1/mount", post(async |State(agent): Shared| mounting::begin(agent)))
         .route("/v1/instance", post(async |State(agent): Shared| recovering::begin(agent)))
         .route("/v1/globals", post(async |State(agent): Shared| dumping::begin_globals(agent)))
-        .route("/v1/dump", post(async |State(agent): Shared, Json(database): Json<String>| dumping::begin(agent, database)))
+        .route(
+            "/v1/dump",
+            post(async |State(agent): Shared, Json(database): Json<String>| {
+                dumping::begin(agent, database)
+            }),
+        )
         .route("/v1/seal", post(async |State(agent): Shared| sealing::begin(agent)))
         .route("/v1/gone", post(gone))
         .layer(DefaultBodyLimit::disable())

@@ -54,8 +54,13 @@ impl MountChild {
                 _ => Ok(()),
             });
         }
-        let log_file = std::fs::OpenOptions::new().create(true).append(true).open(log).map_err(failed)?;
-        command.env(MARKER_VARIABLE, marker).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log_file);
+        let log_file =
+            std::fs::OpenOptions::new().create(true).append(true).open(log).map_err(failed)?;
+        command
+            .env(MARKER_VARIABLE, marker)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(log_file);
         let mut process = command.spawn().map_err(failed)?;
         drop(device);
         let mut input = process.stdin.take().expect("piped");
@@ -73,7 +78,11 @@ impl MountChild {
             broken("the process that serves the mount has ended".into());
         });
         let told = send(&mut input, &task).and_then(|()| input.write_all(map));
-        let child = Self { process: Mutex::new(process), input: Mutex::new(input), answers: Mutex::new(answers) };
+        let child = Self {
+            process: Mutex::new(process),
+            input: Mutex::new(input),
+            answers: Mutex::new(answers),
+        };
         match (told, lock(&child.answers).recv_timeout(START_LIMIT)) {
             (Ok(()), Ok(MountEvent::Ready)) => {}
             _ => {
@@ -124,7 +133,9 @@ impl MountChild {
         let gone = || Failure::new("the process that serves the mount has ended");
         send(&mut lock(&self.input), command).map_err(|_| gone())?;
         match limit {
-            Some(limit) => answers.recv_timeout(limit).map_err(|_| Failure::new("the mount does not answer")),
+            Some(limit) => {
+                answers.recv_timeout(limit).map_err(|_| Failure::new("the mount does not answer"))
+            }
             None => answers.recv().map_err(|_| gone()),
         }
     }

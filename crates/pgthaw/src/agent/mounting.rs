@@ -33,7 +33,9 @@ pub fn begin(agent: Arc<Agent>) -> Json<()> {
 pub fn repository_owner(assignment: &Assignment) -> io::Result<(u32, u32)> {
     let path = &assignment.request.repository.path;
     let meta = std::fs::metadata(path);
-    let meta = meta.map_err(|err| io::Error::new(err.kind(), format!("repository `{}`: {err}", path.display())))?;
+    let meta = meta.map_err(|err| {
+        io::Error::new(err.kind(), format!("repository `{}`: {err}", path.display()))
+    })?;
     Ok((meta.uid(), meta.gid()))
 }
 
@@ -43,9 +45,11 @@ fn mount(agent: &Arc<Agent>) -> Result<(), Failure> {
     let map = lock(&agent.map).take().ok_or_else(|| Failure::new("the map has not arrived"))?;
     let owner = repository_owner(assignment).map_err(|err| Failure::new(err.to_string()))?;
     let root = rustix::process::geteuid().is_root();
-    let device = if root { mount_as_root(&place.mountpoint) } else { mount_as_user(&place.mountpoint) };
+    let device =
+        if root { mount_as_root(&place.mountpoint) } else { mount_as_user(&place.mountpoint) };
     let device = device.map_err(|err| {
-        Failure::new(format!("mount at `{}`: {}", place.mountpoint.display(), with_causes(&err))).hint(err.hint())
+        Failure::new(format!("mount at `{}`: {}", place.mountpoint.display(), with_causes(&err)))
+            .hint(err.hint())
     })?;
     let task = MountTask {
         device: -1,
@@ -67,6 +71,7 @@ fn mount(agent: &Arc<Agent>) -> Result<(), Failure> {
 fn default_cache() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let available = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kilobytes = available.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    let kilobytes =
+        available.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
     kilobytes.map_or(DEFAULT_CACHE, |kilobytes| (kilobytes * 1024 / 4).min(DEFAULT_CACHE))
 }

@@ -22,7 +22,8 @@ pub const ROOTS_MOUNTS: &str = "/run/media/pgthaw";
 /// When none of the directories for the dump can be looked at.
 pub fn choose_place(id: &str, request: &ExportRequest, marker: String) -> Result<Place, Failure> {
     let name = format!("pgthaw-{id}");
-    let work_directory = request.work_dir.clone().unwrap_or_else(|| DEFAULT_WORK_DIRECTORY.into()).join(&name);
+    let work_directory =
+        request.work_dir.clone().unwrap_or_else(|| DEFAULT_WORK_DIRECTORY.into()).join(&name);
     let mountpoint = match rustix::process::geteuid().is_root() {
         true => Path::new(ROOTS_MOUNTS).join(id),
         false => work_directory.join("mount"),
@@ -35,8 +36,10 @@ pub fn choose_place(id: &str, request: &ExportRequest, marker: String) -> Result
         Some(directory) => vec![directory.clone()],
         None => DUMP_DIRECTORIES.iter().map(PathBuf::from).collect(),
     };
-    let rooms: Vec<(PathBuf, u64)> =
-        candidates.into_iter().filter_map(|path| free_bytes(&path).ok().map(|free| (path, free))).collect();
+    let rooms: Vec<(PathBuf, u64)> = candidates
+        .into_iter()
+        .filter_map(|path| free_bytes(&path).ok().map(|free| (path, free)))
+        .collect();
     let dump_parent = choose_dump_dir(&rooms).ok_or_else(|| {
         Failure::new("no directory for the dump can be used").hint("name one with --dump-dir")
     })?;

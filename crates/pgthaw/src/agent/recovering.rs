@@ -8,7 +8,10 @@ use pgthaw_postgres::binaries::{self, Binaries};
 use pgthaw_postgres::connection::Endpoint;
 use pgthaw_postgres::globals::{self, GlobalsPlan};
 use pgthaw_postgres::inspect;
-use pgthaw_postgres::instance::{Instance, InstancePlan, Preload, Progress as StartProgress, Recovery, StopMode, locks_per_transaction};
+use pgthaw_postgres::instance::{
+    Instance, InstancePlan, Preload, Progress as StartProgress, Recovery, StopMode,
+    locks_per_transaction,
+};
 use pgthaw_postgres::lsn::{Lsn, SegmentSize};
 use pgthaw_postgres::os_user::OsUser;
 use pgthaw_postgres::superuser::{Candidates, ensure_superuser};
@@ -48,7 +51,8 @@ impl Running {
     /// When pg_dumpall fails, or the text would hold something of ours.
     pub async fn globals(&self, agent: &Agent) -> Result<String, Failure> {
         let place = &agent.assignment.place;
-        let restrict_key: String = place.marker.chars().filter(char::is_ascii_alphanumeric).collect();
+        let restrict_key: String =
+            place.marker.chars().filter(char::is_ascii_alphanumeric).collect();
         let os_user = os_user_of(agent);
         let plan = GlobalsPlan {
             binaries: &self.binaries,
@@ -62,10 +66,15 @@ impl Running {
         let text = globals::dump(&plan).await.map_err(failed)?;
         let client = self.endpoint.connect("template1").await.map_err(failed)?;
         let names = inspect::tablespaces(&client).await.map_err(failed)?;
-        let original = |oid| agent.assignment.facts.tablespaces.iter().find(|tablespace| tablespace.oid == oid);
-        let locations: BTreeMap<String, String> =
-            names.into_iter().filter_map(|row| Some((row.name, original(row.oid)?.location.clone()))).collect();
-        globals::rewrite(&text, &locations, &place.mountpoint, self.temporary_role.as_deref()).map_err(failed)
+        let original = |oid| {
+            agent.assignment.facts.tablespaces.iter().find(|tablespace| tablespace.oid == oid)
+        };
+        let locations: BTreeMap<String, String> = names
+            .into_iter()
+            .filter_map(|row| Some((row.name, original(row.oid)?.location.clone())))
+            .collect();
+        globals::rewrite(&text, &locations, &place.mountpoint, self.temporary_role.as_deref())
+            .map_err(failed)
     }
 }
 
@@ -84,10 +93,12 @@ async fn recover(agent: Arc<Agent>) -> Result<InstanceReady, Failure> {
     let plan = plan(&agent)?;
     let binaries = plan.binaries.clone();
     let facts = &agent.assignment.facts;
-    let mut instance = Instance::start(plan).map_err(|err| Failure { hint: err.hint(), message: with_causes(&err) })?;
+    let mut instance = Instance::start(plan)
+        .map_err(|err| Failure { hint: err.hint(), message: with_causes(&err) })?;
     let postmaster = crate::processes::Process::with_pid(instance.id().pid);
     if let Some(postmaster) = postmaster
-        && let Err(err) = crate::leftovers::record_creator(&agent.assignment.place.work_directory, &postmaster)
+        && let Err(err) =
+            crate::leftovers::record_creator(&agent.assignment.place.work_directory, &postmaster)
     {
         agent.tell(format!("warning: could not note the server process: {err}"));
     }
@@ -109,9 +120,13 @@ async fn recover(agent: Arc<Agent>) -> Result<InstanceReady, Failure> {
     agent.show(|view| view.recovering = None);
     let end = recovery_end(&agent, &instance)?;
     let request = &agent.assignment.request;
-    let names: Vec<String> = facts.databases.iter().filter(|d| d.allows_connections).map(|d| d.name.clone()).collect();
-    let candidates =
-        Candidates { named: request.superuser.as_deref(), guessed: facts.superuser.as_deref(), databases: &names };
+    let names: Vec<String> =
+        facts.databases.iter().filter(|d| d.allows_connections).map(|d| d.name.clone()).collect();
+    let candidates = Candidates {
+        named: request.superuser.as_deref(),
+        guessed: facts.superuser.as_deref(),
+        databases: &names,
+    };
     let superuser = ensure_superuser(&mut instance, &candidates)
         .await
         .map_err(|err| Failure { hint: err.hint(), message: with_causes(&err) })?;
@@ -148,7 +163,10 @@ async fn watch(agent: Arc<Agent>, mut instance: Instance) {
         Some(ended) => {
             let how = ended.map_or_else(|err| with_causes(&err), |status| status.to_string());
             let said = instance.failure();
-            agent.broken(Failure { message: format!("PostgreSQL ended ({how}): {said}"), hint: said.hint });
+            agent.broken(Failure {
+                message: format!("PostgreSQL ended ({how}): {said}"),
+                hint: said.hint,
+            });
         }
         None => {
             if let Err(err) = instance.stop(StopMode::Immediate).await {
@@ -197,7 +215,9 @@ fn plan(agent: &Agent) -> Result<InstancePlan, Failure> {
 fn show(agent: &Agent, progress: &StartProgress) {
     let text = match progress {
         StartProgress::Starting | StartProgress::Ready => None,
-        StartProgress::Recovering { segment: Some(segment), .. } => Some(format!("replaying {segment}")),
+        StartProgress::Recovering { segment: Some(segment), .. } => {
+            Some(format!("replaying {segment}"))
+        }
         StartProgress::Recovering { segment: None, .. } => Some("replaying WAL".to_owned()),
     };
     if agent.view.borrow().recovering != text {
@@ -214,16 +234,23 @@ fn start_failure(agent: &Agent, err: pgthaw_postgres::instance::InstanceError) -
 /// Where recovery ended, refused unless it is where it had to end.
 fn recovery_end(agent: &Agent, instance: &Instance) -> Result<RecoveryEnd, Failure> {
     let facts = &agent.assignment.facts;
-    let found = instance.recovery_end().map_err(|err| Failure { hint: err.hint(), message: with_causes(&err) })?;
+    let found = instance
+        .recovery_end()
+        .map_err(|err| Failure { hint: err.hint(), message: with_causes(&err) })?;
     let end = RecoveryEnd {
         lsn: found.redo_done.map_or_else(|| facts.start.checkpoint.clone(), |lsn| lsn.to_string()),
         timeline: facts.start.timeline,
         last_transaction: found.last_commit_time.clone(),
         replayed: found.redo_done.is_some(),
     };
-    if let Some(before) = agent.assignment.recovery_end.as_ref().filter(|before| before.lsn != end.lsn) {
-        return Err(Failure::new(format!("recovery ended at {}, the first attempt's at {}", end.lsn, before.lsn))
-            .hint("the repository has changed in between: cancel this session and export again"));
+    if let Some(before) =
+        agent.assignment.recovery_end.as_ref().filter(|before| before.lsn != end.lsn)
+    {
+        return Err(Failure::new(format!(
+            "recovery ended at {}, the first attempt's at {}",
+            end.lsn, before.lsn
+        ))
+        .hint("the repository has changed in between: cancel this session and export again"));
     }
     let latest = agent.assignment.request.recovery == RecoveryChoice::Latest;
     if let (true, Some(last), Some(done)) = (latest, &facts.start.last_segment, found.redo_done) {
@@ -234,11 +261,13 @@ fn recovery_end(agent: &Agent, instance: &Instance) -> Result<RecoveryEnd, Failu
 
 /// Unreadable WAL looks like the end of WAL to PostgreSQL: recovery to the newest point must reach the last segment there is.
 fn refuse_early_end(last: &str, done: Lsn, start: &crate::wire::StartFacts) -> Result<(), Failure> {
-    let segment = u32::try_from(start.segment_size).ok().and_then(|bytes| SegmentSize::try_from(bytes).ok());
+    let segment =
+        u32::try_from(start.segment_size).ok().and_then(|bytes| SegmentSize::try_from(bytes).ok());
     let segment = segment.ok_or_else(|| Failure::new("the WAL segment size is unknown"))?;
     let reached = pgthaw_postgres::lsn::segment_name(start.timeline, done, segment);
     // A record may begin in the segment before and fill the last one.
-    if reached.get(8..) == last.get(8..) || done.0 + segment.bytes() >= segment_start(last, segment) {
+    if reached.get(8..) == last.get(8..) || done.0 + segment.bytes() >= segment_start(last, segment)
+    {
         return Ok(());
     }
     Err(Failure::new(format!("recovery ended in WAL segment {reached}, but {last} is archived: the WAL between is damaged"))
@@ -269,24 +298,39 @@ async fn inspect_all(agent: &Agent, endpoint: &Endpoint) -> Result<Inspected, Fa
     let names: Vec<String> = match request.all {
         false => request.databases.clone(),
         true => {
-            let usable = there.iter().filter(|d| d.allows_connections && !d.is_template && d.connection_limit != -2);
+            let usable = there
+                .iter()
+                .filter(|d| d.allows_connections && !d.is_template && d.connection_limit != -2);
             usable.map(|d| d.name.clone()).filter(|name| request.all_includes(name)).collect()
         }
     };
     let prepared = inspect::prepared_transactions(&client).await.map_err(failed)?;
-    let blocking: Vec<_> = prepared.into_iter().filter(|prepared| names.contains(&prepared.database)).collect();
+    let blocking: Vec<_> =
+        prepared.into_iter().filter(|prepared| names.contains(&prepared.database)).collect();
     inspect::roll_back_prepared(endpoint, &blocking).await.map_err(failed)?;
-    let rolled_back: Vec<String> = blocking.iter().map(|prepared| format!("{} in {}", prepared.gid, prepared.database)).collect();
+    let rolled_back: Vec<String> = blocking
+        .iter()
+        .map(|prepared| format!("{} in {}", prepared.gid, prepared.database))
+        .collect();
     for transaction in &rolled_back {
-        agent.tell(format!("rolled back the prepared transaction {transaction}, which would block the dump"));
+        agent.tell(format!(
+            "rolled back the prepared transaction {transaction}, which would block the dump"
+        ));
     }
-    let mut inspected = Inspected { databases: Vec::new(), oids: BTreeMap::new(), rolled_back, warnings: Vec::new() };
+    let mut inspected = Inspected {
+        databases: Vec::new(),
+        oids: BTreeMap::new(),
+        rolled_back,
+        warnings: Vec::new(),
+    };
     for name in names {
         let database = match there.iter().find(|database| database.name == name) {
             Some(database) if database.connection_limit == -2 => {
                 unusable(&name, "was being dropped when the server stopped: it is invalid")
             }
-            Some(database) if !database.allows_connections => unusable(&name, "does not accept connections"),
+            Some(database) if !database.allows_connections => {
+                unusable(&name, "does not accept connections")
+            }
             None => unusable(&name, "does not exist at the point that was recovered to"),
             Some(database) => {
                 inspected.oids.insert(name.clone(), database.oid);
@@ -316,7 +360,8 @@ async fn inspect_one(
         agent.tell(format!("unlogged tables of {name} are empty after recovery: {tables}"));
     }
     for library in inspect::missing_libraries(endpoint, name).await.map_err(failed)? {
-        let packages = library.packages.map(|packages| format!("; packages: {packages}")).unwrap_or_default();
+        let packages =
+            library.packages.map(|packages| format!("; packages: {packages}")).unwrap_or_default();
         warnings.push(format!(
             "{} functions of {name} need the library {}, which is not installed here{packages}",
             library.functions, library.library

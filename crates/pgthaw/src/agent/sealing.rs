@@ -73,15 +73,23 @@ pub fn begin(agent: Arc<Agent>) -> Json<()> {
     let work = agent.clone();
     begin_once(&agent, |view| &mut view.seal, async move {
         let running = work.running.lock().await;
-        let Some(running) = running.as_ref() else { return Err(Failure::new("the instance does not run")) };
+        let Some(running) = running.as_ref() else {
+            return Err(Failure::new("the instance does not run"));
+        };
         let (oids, pg_dump) = (running.oids.clone(), running.binaries.version.clone());
         let sealing = work.clone();
         let sealed = tokio::task::spawn_blocking(move || seal(&sealing, &oids, pg_dump)).await;
-        sealed.unwrap_or_else(|err| Err(Failure::new(format!("completing the export ended early: {err}"))))
+        sealed.unwrap_or_else(|err| {
+            Err(Failure::new(format!("completing the export ended early: {err}")))
+        })
     })
 }
 
-fn seal(agent: &Arc<Agent>, oids: &BTreeMap<String, u32>, pg_dump_version: String) -> Result<u64, Failure> {
+fn seal(
+    agent: &Arc<Agent>,
+    oids: &BTreeMap<String, u32>,
+    pg_dump_version: String,
+) -> Result<u64, Failure> {
     let Progress::Done(ready) = agent.view.borrow().instance.clone() else {
         return Err(Failure::new("the instance is not ready"));
     };
@@ -100,7 +108,9 @@ fn seal(agent: &Arc<Agent>, oids: &BTreeMap<String, u32>, pg_dump_version: Strin
     let target = target(agent)?;
     let sums_of = |name: &str| {
         let kept = target.kept_sums(name).map_err(moving)?;
-        kept.ok_or_else(|| Failure::new(format!("the checksums of {name} are no longer in the target")))
+        kept.ok_or_else(|| {
+            Failure::new(format!("the checksums of {name} are no longer in the target"))
+        })
     };
     let mut sums: Vec<SumEntry> = Vec::new();
     let mut files = BTreeMap::new();
@@ -116,7 +126,12 @@ fn seal(agent: &Arc<Agent>, oids: &BTreeMap<String, u32>, pg_dump_version: Strin
         target.remove_replaced().map_err(moving)?;
         for database in &ready.databases {
             let directory = file_name_for_database(&database.name);
-            let own: Vec<String> = sums.iter().filter_map(|sum| sum.path.strip_prefix(&format!("{directory}/")).map(str::to_owned)).collect();
+            let own: Vec<String> = sums
+                .iter()
+                .filter_map(|sum| {
+                    sum.path.strip_prefix(&format!("{directory}/")).map(str::to_owned)
+                })
+                .collect();
             let names: Vec<&str> = own.iter().map(String::as_str).collect();
             target.publish_database(&database.name, &names).map_err(moving)?;
         }
@@ -130,8 +145,14 @@ fn seal(agent: &Arc<Agent>, oids: &BTreeMap<String, u32>, pg_dump_version: Strin
     target.write_sha256sums(&sums).map_err(moving)?;
     target.write_export_json(&json).map_err(moving)?;
     target.remove_staging().map_err(moving)?;
-    let delivered: u64 = sums.iter().filter_map(|sum| std::fs::metadata(target.path().join(&sum.path)).ok()).map(|meta| meta.len()).sum();
-    let own = [pgthaw_mover::SHA256SUMS, EXPORT_JSON].iter().filter_map(|name| std::fs::metadata(target.path().join(name)).ok());
+    let delivered: u64 = sums
+        .iter()
+        .filter_map(|sum| std::fs::metadata(target.path().join(&sum.path)).ok())
+        .map(|meta| meta.len())
+        .sum();
+    let own = [pgthaw_mover::SHA256SUMS, EXPORT_JSON]
+        .iter()
+        .filter_map(|name| std::fs::metadata(target.path().join(name)).ok());
     Ok(delivered + own.map(|meta| meta.len()).sum::<u64>())
 }
 
@@ -139,8 +160,12 @@ fn verify_source(agent: &Agent, oids: &BTreeMap<String, u32>) -> Result<(), Fail
     let wrong = agent.mount()?.verify(oids.values().copied().collect())?;
     match wrong.first() {
         None => Ok(()),
-        Some(first) => Err(Failure::new(format!("{} files of the backup are damaged: {first}", wrong.len()))
-            .hint("export from another backup, and have the repository checked by its own tool")),
+        Some(first) => {
+            Err(Failure::new(format!("{} files of the backup are damaged: {first}", wrong.len()))
+                .hint(
+                    "export from another backup, and have the repository checked by its own tool",
+                ))
+        }
     }
 }
 
@@ -162,7 +187,11 @@ fn export_json(
         database_bytes: database.bytes,
         dump_files: files.get(&database.name).copied().unwrap_or(0),
         unlogged_tables: database.unlogged_tables.clone(),
-        verified: oids.get(&database.name).and_then(|oid| coverage.get(oid)).copied().unwrap_or_default(),
+        verified: oids
+            .get(&database.name)
+            .and_then(|oid| coverage.get(oid))
+            .copied()
+            .unwrap_or_default(),
     });
     let end = assignment.recovery_end.as_ref().unwrap_or(&ready.recovery_end);
     ExportJson {

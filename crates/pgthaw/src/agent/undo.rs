@@ -17,7 +17,8 @@ pub fn find(session: &Session) -> Vec<(String, String)> {
     }
     let target = &session.request.target;
     let published = published(session);
-    let in_target = [staging(session)].into_iter().chain(published.iter().map(|name| target.join(name)));
+    let in_target =
+        [staging(session)].into_iter().chain(published.iter().map(|name| target.join(name)));
     for path in in_target.filter(|path| path.symlink_metadata().is_ok()) {
         found.push(("directory".into(), path.display().to_string()));
     }
@@ -33,7 +34,12 @@ pub fn undo(session: &Session, everything: bool) -> Vec<String> {
     if everything {
         let published = published(session);
         let names: Vec<&str> = published.iter().map(String::as_str).collect();
-        let discarded = TargetDirectory::discard(&session.request.target, &session.id, &names, &session.target_directories);
+        let discarded = TargetDirectory::discard(
+            &session.request.target,
+            &session.id,
+            &names,
+            &session.target_directories,
+        );
         failed.extend(discarded.err().map(|err| moving(err).message));
     }
     failed
@@ -45,7 +51,8 @@ fn published(session: &Session) -> Vec<String> {
     if session.request.replace || staging(session).symlink_metadata().is_err() {
         return Vec::new();
     }
-    let kept = TargetDirectory::kept_names(&session.request.target, &session.id).unwrap_or_default();
+    let kept =
+        TargetDirectory::kept_names(&session.request.target, &session.id).unwrap_or_default();
     // The last two are written with the staging directory still there, and only into a directory that was empty before.
     kept.into_iter().chain([SHA256SUMS, EXPORT_JSON].map(str::to_owned)).collect()
 }

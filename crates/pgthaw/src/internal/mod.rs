@@ -56,7 +56,9 @@ pub fn run_as_ids(command: &mut Command, uid: u32, gid: u32) {
     }
     let set = move || {
         // SAFETY: plain system calls on values; they are async-signal-safe.
-        let done = unsafe { libc::setgroups(1, &gid) == 0 && libc::setgid(gid) == 0 && libc::setuid(uid) == 0 };
+        let done = unsafe {
+            libc::setgroups(1, &gid) == 0 && libc::setgid(gid) == 0 && libc::setuid(uid) == 0
+        };
         if done { Ok(()) } else { Err(io::Error::last_os_error()) }
     };
     // SAFETY: the closure only makes system calls.
@@ -73,7 +75,9 @@ fn task<T: DeserializeOwned>() -> io::Result<T> {
 /// The check before anything is touched: a task in, a report out.
 fn check() -> ExitCode {
     let report = task().map(|task| crate::agent::check::run(&task));
-    match report.and_then(|report| serde_json::to_writer(io::stdout().lock(), &report).map_err(io::Error::other)) {
+    match report.and_then(|report| {
+        serde_json::to_writer(io::stdout().lock(), &report).map_err(io::Error::other)
+    }) {
         Ok(()) => ExitCode::SUCCESS,
         Err(err) => {
             eprintln!("{err}");

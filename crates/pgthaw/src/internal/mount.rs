@@ -132,24 +132,39 @@ fn serve() -> io::Result<()> {
 
     let events = Arc::new(Events::default());
     let tree = tree(&source.map, &task.mountpoint)?;
-    let databases: Vec<u32> = source.map.files.iter().map(|file| database_of(file.path.as_str()).unwrap_or(0)).collect();
+    let databases: Vec<u32> =
+        source.map.files.iter().map(|file| database_of(file.path.as_str()).unwrap_or(0)).collect();
     let store = LocalStore::open(source.objects)?;
     let reader = Arc::new(Reader::new(Arc::new(store), source.map.files, task.cache_bytes));
     let (uid, gid) = task.owner;
     let told = events.clone();
-    let on_fault = Box::new(move |fault: &Fault| told.send(&MountEvent::Fault { message: fault_text(fault) }));
+    let on_fault =
+        Box::new(move |fault: &Fault| told.send(&MountEvent::Fault { message: fault_text(fault) }));
     let lower = Arc::new(Backup::new(reader.clone()));
-    let fs = Arc::new(FileSystem::new(tree, lower, &task.layer_directory, Owner { uid, gid }, on_fault)?);
+    let fs = Arc::new(FileSystem::new(
+        tree,
+        lower,
+        &task.layer_directory,
+        Owner { uid, gid },
+        on_fault,
+    )?);
 
     let (service, control, ready) = (fs.clone(), fs, events.clone());
     thread::spawn(move || {
         for line in input.lines() {
             let Ok(line) = line else { break };
             match serde_json::from_str(&line) {
-                Ok(MountCommand::Report) => events.send(&MountEvent::Report(report(&reader, &control, &databases))),
+                Ok(MountCommand::Report) => {
+                    events.send(&MountEvent::Report(report(&reader, &control, &databases)))
+                }
                 Ok(MountCommand::Verify { databases: wanted }) => {
-                    let (reader, events, databases) = (reader.clone(), events.clone(), databases.clone());
-                    thread::spawn(move || events.send(&MountEvent::Verified { wrong: verify(&reader, &databases, &wanted) }));
+                    let (reader, events, databases) =
+                        (reader.clone(), events.clone(), databases.clone());
+                    thread::spawn(move || {
+                        events.send(&MountEvent::Verified {
+                            wrong: verify(&reader, &databases, &wanted),
+                        })
+                    });
                 }
                 Err(_) => break,
             }
@@ -167,13 +182,16 @@ fn tree(map: &BackupMap, mountpoint: &std::path::Path) -> io::Result<Tree> {
     let mut tree = Tree::new();
     for directory in &map.directories {
         tree.directory(directory.as_str(), 0).map_err(io::Error::other)?;
-        if let Some(oid) = directory.as_str().strip_prefix("tablespaces/").filter(|rest| !rest.contains('/')) {
+        if let Some(oid) =
+            directory.as_str().strip_prefix("tablespaces/").filter(|rest| !rest.contains('/'))
+        {
             let link = format!("data/pg_tblspc/{oid}");
             tree.symlink(&link, mountpoint.join(directory.as_str())).map_err(io::Error::other)?;
         }
     }
     for (number, file) in map.files.iter().enumerate() {
-        tree.file(file.path.as_str(), number, file.size, file.modified).map_err(io::Error::other)?;
+        tree.file(file.path.as_str(), number, file.size, file.modified)
+            .map_err(io::Error::other)?;
     }
     Ok(tree)
 }
@@ -182,7 +200,9 @@ fn tree(map: &BackupMap, mountpoint: &std::path::Path) -> io::Result<Tree> {
 fn fault_text(fault: &Fault) -> String {
     let Fault { path, offset, kind, error } = fault;
     match kind {
-        FaultKind::Read => format!("`{path}` of the backup could not be read at byte {offset}: {error}"),
+        FaultKind::Read => {
+            format!("`{path}` of the backup could not be read at byte {offset}: {error}")
+        }
         FaultKind::Write => format!("what PostgreSQL wrote to `{path}` could not be kept: {error}"),
         FaultKind::NoSpace => format!("no room for `{path}` in the write layer: {error}"),
         FaultKind::Poisoned | FaultKind::Aborted => format!("`{path}` was refused: {error}"),
@@ -249,7 +269,10 @@ fn report(reader: &Reader, fs: &FileSystem, databases: &[u32]) -> MountReport {
 fn verify(reader: &Reader, databases: &[u32], wanted: &[u32]) -> Vec<String> {
     let chosen = |database: &u32| *database == 0 || wanted.contains(database);
     let files = databases.iter().enumerate().filter(|(_, database)| chosen(database));
-    files.filter_map(|(number, _)| reader.verify_whole(number).err()).map(|err| with_causes(&err)).collect()
+    files
+        .filter_map(|(number, _)| reader.verify_whole(number).err())
+        .map(|err| with_causes(&err))
+        .collect()
 }
 
 /// Standard output, one event per line.

@@ -9,15 +9,17 @@ use pgthaw_postgres::catalogs;
 use pgthaw_postgres::control::{self, ControlFile, StartKind, what_start};
 use pgthaw_postgres::version::Major;
 use pgthaw_session::{RecoveryChoice, RepositoryChoice};
+use pgthaw_source::error::SourceError;
 use pgthaw_source::location::{Kind, Location};
 use pgthaw_source::map::{BackupMap, ObjectTable};
 use pgthaw_source::reader::Reader;
-use pgthaw_source::error::SourceError;
 use pgthaw_source::repository::{Backup, Repository, WalWanted};
 use pgthaw_source::store::LocalStore;
 use serde::{Deserialize, Serialize};
 
-use crate::wire::{ApiError, BackupDatabase, BackupFacts, BackupTablespace, BackupsAnswer, StartFacts};
+use crate::wire::{
+    ApiError, BackupDatabase, BackupFacts, BackupTablespace, BackupsAnswer, StartFacts,
+};
 
 /// What the child is asked.
 #[derive(Debug, Serialize, Deserialize)]
@@ -62,7 +64,11 @@ const CACHE: u64 = 16 << 20;
 /// Answers the task on standard input.
 pub fn run() -> ExitCode {
     let answer = super::task::<SourceTask>()
-        .map_err(|err| ApiError { message: format!("the task of the repository's reader: {err}"), hint: None, usage: false })
+        .map_err(|err| ApiError {
+            message: format!("the task of the repository's reader: {err}"),
+            hint: None,
+            usage: false,
+        })
         .and_then(answer);
     let (bytes, code) = match answer {
         Ok(bytes) => (bytes, ExitCode::SUCCESS),
@@ -84,11 +90,14 @@ fn answer(task: SourceTask) -> Result<Vec<u8>, ApiError> {
         }
         SourceTask::Facts { repository, backup, recovery } => {
             let opened = open(&repository)?;
-            let backup = opened.open_backup(backup.as_deref(), wanted(recovery)).map_err(api_error)?;
+            let backup =
+                opened.open_backup(backup.as_deref(), wanted(recovery)).map_err(api_error)?;
             Ok(json(&facts(&opened, &backup, &repository, recovery)?))
         }
         SourceTask::Map { repository, backup, recovery } => {
-            let backup = open(&repository)?.open_backup(Some(&backup), wanted(recovery)).map_err(api_error)?;
+            let backup = open(&repository)?
+                .open_backup(Some(&backup), wanted(recovery))
+                .map_err(api_error)?;
             let source = MountSource { map: backup.map, objects: backup.objects };
             Ok(postcard::to_stdvec(&source).expect("a map is plain data"))
         }
@@ -102,7 +111,11 @@ fn json(value: &impl Serialize) -> Vec<u8> {
 fn open(choice: &RepositoryChoice) -> Result<Repository, ApiError> {
     let kind = choice.kind.as_deref().map(|word| {
         let known = Kind::ALL.into_iter().find(|(_, known)| *known == word);
-        let unknown = || ApiError { message: format!("`{word}` is no kind of repository"), hint: None, usage: true };
+        let unknown = || ApiError {
+            message: format!("`{word}` is no kind of repository"),
+            hint: None,
+            usage: true,
+        };
         known.map(|(kind, _)| kind).ok_or_else(unknown)
     });
     let kind = kind.transpose()?;
@@ -151,17 +164,27 @@ struct Files {
 
 impl Files {
     fn open(backup: &Backup) -> Result<Self, ApiError> {
-        let store = LocalStore::open(backup.objects.clone())
-            .map_err(|err| ApiError { message: format!("open the repository: {err}"), hint: None, usage: false })?;
+        let store = LocalStore::open(backup.objects.clone()).map_err(|err| ApiError {
+            message: format!("open the repository: {err}"),
+            hint: None,
+            usage: false,
+        })?;
         let wanted = |path: &str| path.starts_with("data/global/") || path == "data/backup_label";
-        let files: Vec<_> = backup.map.files.iter().filter(|file| wanted(file.path.as_str())).cloned().collect();
-        let numbers = files.iter().enumerate().map(|(number, file)| (file.path.as_str().to_owned(), number)).collect();
+        let files: Vec<_> =
+            backup.map.files.iter().filter(|file| wanted(file.path.as_str())).cloned().collect();
+        let numbers = files
+            .iter()
+            .enumerate()
+            .map(|(number, file)| (file.path.as_str().to_owned(), number))
+            .collect();
         Ok(Self { reader: Reader::new(Arc::new(store), files, CACHE), numbers })
     }
 
     fn read(&self, path: &str) -> io::Result<Vec<u8>> {
         let number = self.numbers.get(&format!("data/{path}"));
-        let number = number.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("`{path}` is not in the backup")))?;
+        let number = number.ok_or_else(|| {
+            io::Error::new(io::ErrorKind::NotFound, format!("`{path}` is not in the backup"))
+        })?;
         self.reader.read_whole(*number).map_err(|err| io::Error::other(with_causes(&err)))
     }
 }
@@ -175,22 +198,33 @@ fn facts(
     let plain = |message: String| ApiError { message, hint: None, usage: false };
     let files = Files::open(backup)?;
     let mut notes = backup.notes.clone();
-    let control = files.read("global/pg_control").map_err(|err| plain(format!("`global/pg_control`: {err}")))?;
-    let major = Major::try_from(backup.info.postgres_major).map_err(|err| plain(err.to_string()))?;
-    let control = ControlFile::parse(&control).map_err(|err| plain(format!("`global/pg_control`: {err}")))?;
+    let control = files
+        .read("global/pg_control")
+        .map_err(|err| plain(format!("`global/pg_control`: {err}")))?;
+    let major =
+        Major::try_from(backup.info.postgres_major).map_err(|err| plain(err.to_string()))?;
+    let control =
+        ControlFile::parse(&control).map_err(|err| plain(format!("`global/pg_control`: {err}")))?;
     let beside = control::StartFacts {
         backup_label: backup.label.is_some(),
         recovery_signal: false, // hidden from the mount, and no ground for starting a directory without a label
         atomic_snapshot: choice.atomic_snapshot,
     };
-    let start = what_start(&control, beside)
-        .map_err(|err| ApiError { message: err.to_string(), hint: Some(err.hint().into()), usage: false })?;
-    let archive_recovery = matches!(start, StartKind::ArchiveRecovery | StartKind::StandbyDirectory);
+    let start = what_start(&control, beside).map_err(|err| ApiError {
+        message: err.to_string(),
+        hint: Some(err.hint().into()),
+        usage: false,
+    })?;
+    let archive_recovery =
+        matches!(start, StartKind::ArchiveRecovery | StartKind::StandbyDirectory);
     let mut read = |path: &str| files.read(path);
     let rows = match catalogs::databases(&mut read, major) {
         Ok(rows) => rows,
         Err(err) => {
-            notes.push(format!("the databases' rows cannot be read before the start: {}", with_causes(&err)));
+            notes.push(format!(
+                "the databases' rows cannot be read before the start: {}",
+                with_causes(&err)
+            ));
             Vec::new()
         }
     };
@@ -198,9 +232,12 @@ fn facts(
     let names = catalogs::tablespaces(&mut read).unwrap_or_default();
     let sizes = pgthaw_source::repository::database_sizes(&backup.map);
     let relations = relation_counts(&backup.map);
-    let damaged = |oid: u32| backup.damaged_files.iter().any(|path| database_of(path.as_str()) == Some(oid));
+    let damaged =
+        |oid: u32| backup.damaged_files.iter().any(|path| database_of(path.as_str()) == Some(oid));
     let databases = match (&backup.databases, rows.is_empty()) {
-        (Some(listed), true) => listed.iter().map(|entry| BackupDatabase::bare(entry.oid, &entry.name)).collect(),
+        (Some(listed), true) => {
+            listed.iter().map(|entry| BackupDatabase::bare(entry.oid, &entry.name)).collect()
+        }
         _ => rows.iter().map(BackupDatabase::from_row).collect::<Vec<_>>(),
     };
     let databases = databases
@@ -295,7 +332,11 @@ fn relation_counts(map: &BackupMap) -> BTreeMap<u32, u64> {
 }
 
 fn wal_bytes(map: &BackupMap) -> u64 {
-    map.files.iter().filter(|file| file.path.as_str().starts_with("data/pg_wal/")).map(|file| file.size).sum()
+    map.files
+        .iter()
+        .filter(|file| file.path.as_str().starts_with("data/pg_wal/"))
+        .map(|file| file.size)
+        .sum()
 }
 
 #[cfg(test)]

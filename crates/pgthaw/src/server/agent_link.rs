@@ -47,7 +47,9 @@ impl AgentLink {
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log_file);
         // SAFETY: setsid is a plain system call.
         unsafe {
-            std::os::unix::process::CommandExt::pre_exec(&mut command, || rustix::process::setsid().map(drop).map_err(io::Error::from));
+            std::os::unix::process::CommandExt::pre_exec(&mut command, || {
+                rustix::process::setsid().map(drop).map_err(io::Error::from)
+            });
         }
         let mut child = command.spawn().map_err(|err| failed("start the session's agent", err))?;
         let mut input = child.stdin.take().expect("piped");
@@ -64,7 +66,8 @@ impl AgentLink {
             if link.observe(None).await.is_ok() {
                 return Ok(link);
             }
-            let ended = tokio::time::timeout(Duration::from_millis(30), has_ended.changed()).await.is_ok();
+            let ended =
+                tokio::time::timeout(Duration::from_millis(30), has_ended.changed()).await.is_ok();
             if ended || tokio::time::Instant::now() > deadline {
                 let said = last_lines(log);
                 return Err(Failure::new(format!("the session's agent did not start: {said}")));
@@ -76,7 +79,11 @@ impl AgentLink {
     ///
     /// # Errors
     /// When the agent does not answer, or refuses.
-    pub async fn ask(&self, verb: &str, body: &(impl serde::Serialize + Sync)) -> Result<(), ClientError> {
+    pub async fn ask(
+        &self,
+        verb: &str,
+        body: &(impl serde::Serialize + Sync),
+    ) -> Result<(), ClientError> {
         unix_http::request(&self.socket, "POST", &format!("/v1/{verb}"), Some(body)).await
     }
 
@@ -131,5 +138,9 @@ impl AgentLink {
 fn last_lines(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().rev().take(3).collect();
-    if lines.is_empty() { "it said nothing".into() } else { lines.into_iter().rev().collect::<Vec<_>>().join("; ") }
+    if lines.is_empty() {
+        "it said nothing".into()
+    } else {
+        lines.into_iter().rev().collect::<Vec<_>>().join("; ")
+    }
 }

@@ -17,7 +17,8 @@ use pgthaw_session::{ExportRequest, RecoveryChoice, RepositoryChoice, SessionSta
 use super::mount_service;
 use super::recovery_service::{RecoveryService, Seen};
 use crate::wire::{
-    ApiError, BackupsAnswer, CheckAnswer, CleanAnswer, CleanRequest, DatabasesAnswer, DatabasesRequest, LogLine, SessionCreated,
+    ApiError, BackupsAnswer, CheckAnswer, CleanAnswer, CleanRequest, DatabasesAnswer,
+    DatabasesRequest, LogLine, SessionCreated,
 };
 
 type Service = State<Arc<RecoveryService>>;
@@ -47,7 +48,8 @@ impl Drop for Open {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let status = if self.usage { StatusCode::BAD_REQUEST } else { StatusCode::INTERNAL_SERVER_ERROR };
+        let status =
+            if self.usage { StatusCode::BAD_REQUEST } else { StatusCode::INTERNAL_SERVER_ERROR };
         (status, Json(self)).into_response()
     }
 }
@@ -55,7 +57,10 @@ impl IntoResponse for ApiError {
 /// All routes.
 pub fn router(service: Arc<RecoveryService>, activity: Arc<Activity>) -> axum::Router {
     axum::Router::new()
-        .route("/v1/version", get(async || Json(serde_json::json!({ "version": env!("CARGO_PKG_VERSION") }))))
+        .route(
+            "/v1/version",
+            get(async || Json(serde_json::json!({ "version": env!("CARGO_PKG_VERSION") }))),
+        )
         .route("/v1/backups", post(backups))
         .route("/v1/databases", post(databases))
         .route("/v1/check", post(check))
@@ -81,20 +86,32 @@ async fn count(State(activity): State<Arc<Activity>>, request: Request, next: Ne
     response
 }
 
-async fn backups(Json(repository): Json<RepositoryChoice>) -> Result<Json<BackupsAnswer>, ApiError> {
+async fn backups(
+    Json(repository): Json<RepositoryChoice>,
+) -> Result<Json<BackupsAnswer>, ApiError> {
     mount_service::backups(repository).await.map(Json)
 }
 
-async fn databases(Json(request): Json<DatabasesRequest>) -> Result<Json<DatabasesAnswer>, ApiError> {
-    let facts = mount_service::facts(request.repository, request.backup, RecoveryChoice::EndOfBackup).await?;
+async fn databases(
+    Json(request): Json<DatabasesRequest>,
+) -> Result<Json<DatabasesAnswer>, ApiError> {
+    let facts =
+        mount_service::facts(request.repository, request.backup, RecoveryChoice::EndOfBackup)
+            .await?;
     Ok(Json(DatabasesAnswer { backup: facts.backup, databases: facts.databases }))
 }
 
-async fn check(State(service): Service, Json(request): Json<ExportRequest>) -> Result<Json<CheckAnswer>, ApiError> {
+async fn check(
+    State(service): Service,
+    Json(request): Json<ExportRequest>,
+) -> Result<Json<CheckAnswer>, ApiError> {
     service.check(request).await.map(Json)
 }
 
-async fn create(State(service): Service, Json(request): Json<ExportRequest>) -> Result<Json<SessionCreated>, ApiError> {
+async fn create(
+    State(service): Service,
+    Json(request): Json<ExportRequest>,
+) -> Result<Json<SessionCreated>, ApiError> {
     service.create(request).await.map(|id| Json(SessionCreated { id }))
 }
 
@@ -110,7 +127,10 @@ async fn look(State(service): Service, Path(id): Path<String>) -> Result<Json<St
     service.look(&id).map(|seen| Json(seen.status))
 }
 
-async fn log(State(service): Service, Path(id): Path<String>) -> Result<Json<Vec<LogLine>>, ApiError> {
+async fn log(
+    State(service): Service,
+    Path(id): Path<String>,
+) -> Result<Json<Vec<LogLine>>, ApiError> {
     service.look(&id).map(|seen| Json(seen.log.to_vec()))
 }
 
@@ -161,7 +181,11 @@ async fn next_event(mut follow: Follow) -> Option<(Result<Event, Infallible>, Fo
         follow.first = false;
         let seen = follow.seen.borrow_and_update().clone();
         follow.ended |= !seen.status.state.is_active();
-        let lines = seen.log.iter().skip(follow.told).map(|line| Event::default().event("log").json_data(line));
+        let lines = seen
+            .log
+            .iter()
+            .skip(follow.told)
+            .map(|line| Event::default().event("log").json_data(line));
         let status = Event::default().event("status").json_data(&seen.status);
         follow.ready = lines.chain([status]).filter_map(Result::ok).collect();
         follow.ready.reverse();

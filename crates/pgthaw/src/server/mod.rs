@@ -37,9 +37,13 @@ pub fn run(until_idle: bool) -> ExitCode {
             if until_idle {
                 return Ok(()); // another command was faster
             }
-            return Err(io::Error::other(format!("a server of this account already runs on `{}`", state.display())));
+            return Err(io::Error::other(format!(
+                "a server of this account already runs on `{}`",
+                state.display()
+            )));
         };
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         runtime.block_on(serve(&state, until_idle))
     });
     match served {
@@ -60,7 +64,12 @@ fn state_directory() -> io::Result<PathBuf> {
 
 /// Makes this process the account's only server; returns nothing when there is one.
 fn lock(state: &Path) -> io::Result<Option<File>> {
-    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(state.join("server.lock"))?;
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(state.join("server.lock"))?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(Some(file)),
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
@@ -77,7 +86,8 @@ async fn serve(state: &Path, until_idle: bool) -> io::Result<()> {
     let end = async move {
         let mut idle = Duration::ZERO;
         let tick = Duration::from_millis(500);
-        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).ok();
+        let mut terminate =
+            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).ok();
         loop {
             let terminated = async {
                 match &mut terminate {

@@ -51,21 +51,28 @@ pub async fn map(
 
 async fn ask<T: DeserializeOwned>(path: &Path, task: &SourceTask) -> Result<T, ApiError> {
     let bytes = run(path, task).await?;
-    serde_json::from_slice(&bytes).map_err(|err| broken(format!("the repository's reader answered something else: {err}")))
+    serde_json::from_slice(&bytes)
+        .map_err(|err| broken(format!("the repository's reader answered something else: {err}")))
 }
 
 /// Runs one task in a child and returns what it printed.
 async fn run(path: &Path, task: &(impl Serialize + Sync)) -> Result<Vec<u8>, ApiError> {
-    let owner = std::fs::metadata(path).map(|meta| (meta.uid(), meta.gid())).map_err(|err| ApiError {
-        message: format!("repository `{}`: {err}", path.display()),
-        hint: Some("name the directory of a pgBackRest repository or of a pg_basebackup".into()),
-        usage: err.kind() == std::io::ErrorKind::NotFound,
-    })?;
+    let owner =
+        std::fs::metadata(path).map(|meta| (meta.uid(), meta.gid())).map_err(|err| ApiError {
+            message: format!("repository `{}`: {err}", path.display()),
+            hint: Some(
+                "name the directory of a pgBackRest repository or of a pg_basebackup".into(),
+            ),
+            usage: err.kind() == std::io::ErrorKind::NotFound,
+        })?;
     let mut command = internal::command(Child::Source);
     internal::run_as_ids(&mut command, owner.0, owner.1);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut command = tokio::process::Command::from(command);
-    let mut child = command.kill_on_drop(true).spawn().map_err(|err| broken(format!("start the repository's reader: {err}")))?;
+    let mut child = command
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|err| broken(format!("start the repository's reader: {err}")))?;
     let mut input = child.stdin.take().expect("piped");
     let task = serde_json::to_vec(task).expect("a task is plain data");
     let feed = async move {
@@ -74,9 +81,11 @@ async fn run(path: &Path, task: &(impl Serialize + Sync)) -> Result<Vec<u8>, Api
     let mut output = child.stdout.take().expect("piped");
     let mut errors = child.stderr.take().expect("piped");
     let (mut out, mut err) = (Vec::new(), Vec::new());
-    let (_, read, _) = tokio::join!(feed, output.read_to_end(&mut out), errors.read_to_end(&mut err));
+    let (_, read, _) =
+        tokio::join!(feed, output.read_to_end(&mut out), errors.read_to_end(&mut err));
     read.map_err(|err| broken(format!("read the repository reader's answer: {err}")))?;
-    let status = child.wait().await.map_err(|err| broken(format!("the repository's reader: {err}")))?;
+    let status =
+        child.wait().await.map_err(|err| broken(format!("the repository's reader: {err}")))?;
     if status.success() {
         return Ok(out);
     }

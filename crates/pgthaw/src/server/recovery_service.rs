@@ -22,7 +22,10 @@ use super::sessions::{SessionsDirectory, new_marker};
 use crate::agent::{check, place, undo};
 use crate::recovery_line::recovery_line;
 use crate::unix_http::ClientError;
-use crate::wire::{ApiError, Assignment, BackupFacts, CheckAnswer, CheckReport, CheckTask, CleanAnswer, CleanedObject, LogLine};
+use crate::wire::{
+    ApiError, Assignment, BackupFacts, CheckAnswer, CheckReport, CheckTask, CleanAnswer,
+    CleanedObject, LogLine,
+};
 
 /// What a user can say to a session at work.
 #[derive(Debug)]
@@ -59,7 +62,10 @@ impl RecoveryService {
     /// # Errors
     /// When the directory cannot be made.
     pub fn open(state_directory: &Path) -> io::Result<Arc<Self>> {
-        Ok(Arc::new(Self { sessions: SessionsDirectory::open(state_directory)?, active: Mutex::default() }))
+        Ok(Arc::new(Self {
+            sessions: SessionsDirectory::open(state_directory)?,
+            active: Mutex::default(),
+        }))
     }
 
     /// Takes up every session that was at work when its server ended.
@@ -79,7 +85,13 @@ impl RecoveryService {
 
     /// All sessions, oldest first.
     pub fn list(&self) -> Vec<Status> {
-        self.sessions.ids().unwrap_or_default().iter().filter_map(|id| self.look(id).ok()).map(|seen| seen.status).collect()
+        self.sessions
+            .ids()
+            .unwrap_or_default()
+            .iter()
+            .filter_map(|id| self.look(id).ok())
+            .map(|seen| seen.status)
+            .collect()
     }
 
     /// One session.
@@ -91,7 +103,10 @@ impl RecoveryService {
             return Ok(handle.seen.borrow().clone());
         }
         let (session, records) = self.stored(id)?;
-        Ok(Seen { status: session.status(None), log: Arc::new(records.iter().flat_map(log_line).collect()) })
+        Ok(Seen {
+            status: session.status(None),
+            log: Arc::new(records.iter().flat_map(log_line).collect()),
+        })
     }
 
     /// One session, with every change of it while it is at work.
@@ -111,7 +126,12 @@ impl RecoveryService {
     /// When the backup cannot be read, a name is unknown, or the target belongs to another session.
     pub async fn create(self: Arc<Self>, request: ExportRequest) -> Result<String, ApiError> {
         self.refuse_second_session(&request)?;
-        let facts = mount_service::facts(request.repository.clone(), request.backup.clone(), request.recovery).await?;
+        let facts = mount_service::facts(
+            request.repository.clone(),
+            request.backup.clone(),
+            request.recovery,
+        )
+        .await?;
         refuse_usage(&request, &facts)?;
         let (id, mut journal) = self.sessions.create().map_err(|err| failed(&err))?;
         let created = Entry::Created { id: id.clone(), request: Box::new(request.clone()) };
@@ -133,10 +153,16 @@ impl RecoveryService {
     /// # Errors
     /// When the backup cannot be read or a name is unknown.
     pub async fn check(&self, request: ExportRequest) -> Result<CheckAnswer, ApiError> {
-        let facts = mount_service::facts(request.repository.clone(), request.backup.clone(), request.recovery).await?;
+        let facts = mount_service::facts(
+            request.repository.clone(),
+            request.backup.clone(),
+            request.recovery,
+        )
+        .await?;
         refuse_usage(&request, &facts)?;
         let recovery_line = recovery_line(&facts, request.recovery);
-        let report = run_check(&CheckTask { session: None, request, facts, delivered: Vec::new() }).await?;
+        let report =
+            run_check(&CheckTask { session: None, request, facts, delivered: Vec::new() }).await?;
         Ok(CheckAnswer { recovery_line, report })
     }
 
@@ -208,7 +234,11 @@ impl RecoveryService {
                 continue;
             }
             let left = undo::find(&session);
-            let objects = left.into_iter().map(|(kind, name)| CleanedObject { session: id.clone(), kind, name });
+            let objects = left.into_iter().map(|(kind, name)| CleanedObject {
+                session: id.clone(),
+                kind,
+                name,
+            });
             answer.removed.extend(objects);
             if dry_run {
                 continue;
@@ -220,7 +250,10 @@ impl RecoveryService {
             }
             let end = self.wait_for_end(&id).await;
             if end.state != SessionState::Canceled {
-                answer.failed.push(format!("session {id}: {}", end.error.unwrap_or_else(|| "not removed".into())));
+                answer.failed.push(format!(
+                    "session {id}: {}",
+                    end.error.unwrap_or_else(|| "not removed".into())
+                ));
             }
         }
         answer
@@ -228,12 +261,19 @@ impl RecoveryService {
 
     async fn wait_for_end(&self, id: &str) -> Status {
         let Ok(mut seen) = self.watch(id) else { unreachable!("the session was just found") };
-        let ended = seen.wait_for(|seen| !seen.status.state.is_active()).await.map(|seen| seen.status.clone());
+        let ended = seen
+            .wait_for(|seen| !seen.status.state.is_active())
+            .await
+            .map(|seen| seen.status.clone());
         ended.unwrap_or_else(|_| seen.borrow().status.clone())
     }
 
     /// Starts the task that works on session `id`, after writing `entries` to its journal.
-    fn resume(self: Arc<Self>, id: &str, entries: impl IntoIterator<Item = Entry>) -> Result<(), ApiError> {
+    fn resume(
+        self: Arc<Self>,
+        id: &str,
+        entries: impl IntoIterator<Item = Entry>,
+    ) -> Result<(), ApiError> {
         let mut active = self.lock();
         if active.get(id).is_some_and(|handle| handle.seen.borrow().status.state.is_active()) {
             return Ok(());
@@ -247,7 +287,8 @@ impl RecoveryService {
         let session = Session::from_records(&records).ok_or_else(|| no_such(id))?;
         let log: Vec<LogLine> = records.iter().flat_map(log_line).collect();
         let (commands, receiver) = mpsc::unbounded_channel();
-        let (publish, seen) = watch::channel(Seen { status: session.status(None), log: Arc::new(log) });
+        let (publish, seen) =
+            watch::channel(Seen { status: session.status(None), log: Arc::new(log) });
         active.insert(id.to_owned(), Handle { commands, seen });
         drop(active);
         let worker = Worker {
@@ -281,12 +322,17 @@ impl RecoveryService {
 
     /// One session per target directory.
     fn refuse_second_session(&self, request: &ExportRequest) -> Result<(), ApiError> {
-        let same = |status: &Status| !status.state.is_final() && Path::new(&status.target) == request.target;
+        let same = |status: &Status| {
+            !status.state.is_final() && Path::new(&status.target) == request.target
+        };
         match self.list().into_iter().find(same) {
             None => Ok(()),
             Some(other) => Err(ApiError {
                 message: format!("target `{}` belongs to session {}", other.target, other.id),
-                hint: Some(format!("`pgthaw retry {0}` or `pgthaw cancel {0}` first, or name another directory", other.id)),
+                hint: Some(format!(
+                    "`pgthaw retry {0}` or `pgthaw cancel {0}` first, or name another directory",
+                    other.id
+                )),
                 usage: true,
             }),
         }
@@ -395,7 +441,11 @@ impl Worker {
             Err(err) => Progress::Failed(Failure { message: err.message, hint: err.hint }),
             Ok(report) => {
                 for warning in report.findings.iter().filter(|finding| !finding.error) {
-                    let remedy = warning.remedy.as_ref().map(|remedy| format!(" ({remedy})")).unwrap_or_default();
+                    let remedy = warning
+                        .remedy
+                        .as_ref()
+                        .map(|remedy| format!(" ({remedy})"))
+                        .unwrap_or_default();
                     self.note(Entry::Message(format!("warning: {}{remedy}", warning.message)))?;
                 }
                 match refusal(&report) {
@@ -412,7 +462,8 @@ impl Worker {
             Ok(facts) => facts,
             Err(err) => return self.give_up(Failure { message: err.message, hint: err.hint }),
         };
-        let place = match place::choose_place(&self.session.id, &self.session.request, new_marker()) {
+        let place = match place::choose_place(&self.session.id, &self.session.request, new_marker())
+        {
             Ok(place) => place,
             Err(failure) => return self.give_up(failure),
         };
@@ -475,10 +526,10 @@ impl Worker {
         }
         if !failures.is_empty() {
             // Nothing more can be done by itself: the session ends as failed, its place stays in the journal for the next try.
-            self.give_up(Failure::new(format!("could not remove {}", failures.join("; "))).hint(format!(
-                "mend that, then `pgthaw cancel {}`",
-                self.session.id
-            )))?;
+            self.give_up(
+                Failure::new(format!("could not remove {}", failures.join("; ")))
+                    .hint(format!("mend that, then `pgthaw cancel {}`", self.session.id)),
+            )?;
             self.note(Entry::State(SessionState::Failed))?;
             return Ok(());
         }
@@ -494,7 +545,9 @@ impl Worker {
 
     fn obey(&mut self, command: Command) -> Result<(), journal::JournalError> {
         match command {
-            Command::Stop if self.session.intent == Intent::Run && self.session.sealed.is_none() => {
+            Command::Stop
+                if self.session.intent == Intent::Run && self.session.sealed.is_none() =>
+            {
                 self.give_up(Failure::new("stopped by the user"))
             }
             Command::Stop => Ok(()),
@@ -552,7 +605,8 @@ impl Worker {
         }
         let request = &self.session.request;
         let backup = self.session.resolved.as_ref().map(|resolved| resolved.id.clone());
-        let facts = mount_service::facts(request.repository.clone(), backup, request.recovery).await?;
+        let facts =
+            mount_service::facts(request.repository.clone(), backup, request.recovery).await?;
         Ok(self.facts.insert(facts).clone())
     }
 
@@ -588,7 +642,11 @@ enum Next {
 async fn run_check(task: &CheckTask) -> Result<CheckReport, ApiError> {
     let task = task.clone();
     let ran = tokio::task::spawn_blocking(move || check::run(&task)).await;
-    ran.map_err(|err| ApiError { message: format!("the check ended early: {err}"), hint: None, usage: false })
+    ran.map_err(|err| ApiError {
+        message: format!("the check ended early: {err}"),
+        hint: None,
+        usage: false,
+    })
 }
 
 /// All errors of a report as one failure.
@@ -610,7 +668,8 @@ fn refuse_usage(request: &ExportRequest, facts: &BackupFacts) -> Result<(), ApiE
     if unknown.is_empty() || facts.databases.is_empty() {
         return Ok(());
     }
-    let there: Vec<&str> = facts.databases.iter().filter(|d| d.allows_connections).map(|d| d.name.as_str()).collect();
+    let there: Vec<&str> =
+        facts.databases.iter().filter(|d| d.allows_connections).map(|d| d.name.as_str()).collect();
     Err(ApiError {
         message: format!("backup {} holds no database {}", facts.backup.id, quoted(&unknown)),
         hint: Some(format!("it holds {}", quoted(&there))),
@@ -630,18 +689,28 @@ fn log_line(record: &Record) -> Option<LogLine> {
         Entry::Attempt { number } => format!("attempt {number}"),
         Entry::Checked => "checked: nothing refuses the export".into(),
         Entry::Placed(Place { work_directory, dump_directory, .. }) => {
-            format!("working in {}, dumping to {}", work_directory.display(), dump_directory.display())
+            format!(
+                "working in {}, dumping to {}",
+                work_directory.display(),
+                dump_directory.display()
+            )
         }
         Entry::Step(step) => step_text(*step).into(),
         Entry::Recovered(end) => match &end.last_transaction {
-            Some(time) => format!("recovered to {} on timeline {}, last transaction at {time}", end.lsn, end.timeline),
+            Some(time) => format!(
+                "recovered to {} on timeline {}, last transaction at {time}",
+                end.lsn, end.timeline
+            ),
             None => format!("recovered to {} on timeline {}", end.lsn, end.timeline),
         },
         Entry::Selected(databases) => {
-            let names: Vec<&str> = databases.iter().map(|database| database.name.as_str()).collect();
+            let names: Vec<&str> =
+                databases.iter().map(|database| database.name.as_str()).collect();
             format!("exporting {}", names.join(", "))
         }
-        Entry::Database { name, error: Some(error), .. } => format!("database {name} failed: {error}"),
+        Entry::Database { name, error: Some(error), .. } => {
+            format!("database {name} failed: {error}")
+        }
         Entry::Database { name, bytes, .. } => format!("database {name} delivered, {bytes} bytes"),
         Entry::Sealed { bytes } => format!("export complete, {bytes} bytes"),
         Entry::GaveUp(failure) => format!("gave up: {failure}"),
@@ -666,7 +735,11 @@ fn step_text(step: pgthaw_session::Step) -> &'static str {
 }
 
 fn no_such(id: &str) -> ApiError {
-    ApiError { message: format!("there is no session `{id}`"), hint: Some("`pgthaw sessions` lists them".into()), usage: true }
+    ApiError {
+        message: format!("there is no session `{id}`"),
+        hint: Some("`pgthaw sessions` lists them".into()),
+        usage: true,
+    }
 }
 
 fn failed(err: &dyn std::error::Error) -> ApiError {

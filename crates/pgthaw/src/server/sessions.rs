@@ -68,7 +68,8 @@ impl SessionsDirectory {
 /// A session's id: date, time and four random letters, such as `20261122-101112-kqvd`.
 fn new_id() -> String {
     let now = jiff::Zoned::now().strftime("%Y%m%d-%H%M%S").to_string();
-    let letters: String = random_bytes::<4>().iter().map(|byte| char::from(b'a' + byte % 26)).collect();
+    let letters: String =
+        random_bytes::<4>().iter().map(|byte| char::from(b'a' + byte % 26)).collect();
     format!("{now}-{letters}")
 }
 

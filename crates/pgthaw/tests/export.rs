@@ -1,0 +1,123 @@
+//! The main job: databases out of backups made by the real tools, equal to their source.
+
+mod support;
+
+use pgthaw_testkit::{Fixture, ODD_NAME, fingerprint, restore_dump_into_fresh_server, tree_hash};
+use support::{Pgthaw, assert_equal};
+
+#[test]
+fn every_database_of_a_pgbackrest_repository_equals_its_source() {
+    let (fixture, pgthaw) = (Fixture::get(), Pgthaw::new());
+    let (before, leftovers) = (tree_hash(&fixture.lz4.path), pgthaw.leftovers());
+    for label in &fixture.lz4.labels {
+        let target = pgthaw.target(label);
+        pgthaw.export(
+            &fixture.lz4.path,
+            &[],
+            &target,
+            &["--all", "--exclude-database", "postgres", "--backup", label],
+        );
+        assert_equal(&target, &fixture.expected, &Fixture::DATABASES);
+        std::fs::remove_dir_all(target).unwrap();
+    }
+    assert_eq!(leftovers.check(), [""; 0]);
+    assert_eq!(tree_hash(&fixture.lz4.path), before, "the repository was touched");
+}
+
+#[test]
+fn bundled_zst_and_gz_with_uncompressed_increments_are_read() {
+    let (fixture, pgthaw) = (Fixture::get(), Pgthaw::new());
+    for (name, repository) in [("zst", &fixture.zst), ("gz", &fixture.gz)] {
+        for label in &repository.labels {
+            let target = pgthaw.target(&format!("{name}-{label}"));
+            pgthaw.export(
+                &repository.path,
+                &["crm", "sales"],
+                &target,
+                &["--backup", label, "--verify-source"],
+            );
+            assert_equal(&target, &fixture.expected, &["crm", "sales"]);
+        }
+    }
+}
+
+#[test]
+fn base_backups_with_streamed_fetched_and_archived_wal_are_read() {
+    let (fixture, pgthaw) = (Fixture::get(), Pgthaw::new());
+    let leftovers = pgthaw.leftovers();
+    let archive = fixture.wal_archive.display().to_string();
+    let cases = [
+        ("stream", &fixture.stream, &[][..]),
+        ("fetch", &fixture.fetch, &[][..]),
+        ("bare", &fixture.bare, &["--wal-archive", archive.as_str()][..]),
+    ];
+    for (name, plain, more) in cases {
+        let target = pgthaw.target(name);
+        let before = tree_hash(plain.dir.parent().unwrap());
+        pgthaw.export(&plain.dir, &["crm", "sales", ODD_NAME], &target, more);
+        assert_equal(&target, &fixture.expected, &["crm", "sales", ODD_NAME]);
+        assert_eq!(
+            tree_hash(plain.dir.parent().unwrap()),
+            before,
+            "{name}: the backup was touched"
+        );
+    }
+    assert_eq!(leftovers.check(), [""; 0]);
+}
+
+#[test]
+fn the_newest_point_is_the_end_of_the_archived_wal() {
+    let (fixture, pgthaw) = (Fixture::get(), Pgthaw::new());
+    let target = pgthaw.target("latest");
+    let first = &fixture.lz4.labels[0];
+    pgthaw.export(
+        &fixture.lz4.path,
+        &["crm", "sales", "warehouse"],
+        &target,
+        &["--backup", first, "--target-latest"],
+    );
+    let fresh = restore_dump_into_fresh_server(&target);
+    for database in ["crm", "sales", "warehouse"] {
+        let differences = fixture.lz4.latest[database].differences(&fingerprint(&fresh, database));
+        // Unlogged tables are empty after recovery, and a sequence may be up to 32 ahead.
+        let expected =
+            |line: &&String| line.contains("session_cache") || line.starts_with("sequence ");
+        let unexpected: Vec<_> = differences.iter().filter(|line| !expected(line)).collect();
+        assert!(unexpected.is_empty(), "{database}: {unexpected:#?}");
+    }
+}
+
+#[test]
+fn an_export_says_what_it_is() {
+    let (fixture, pgthaw) = (Fixture::get(), Pgthaw::new());
+    let target = pgthaw.target("said");
+    let (_, err) = pgthaw.export(&fixture.lz4.path, &["sales"], &target, &["--no-role-passwords"]);
+    let first = err.lines().next().unwrap_or_default();
+    let newest = fixture.lz4.labels.last().unwrap();
+    assert!(
+        first.starts_with(&format!("backup {newest}, ended "))
+            && first.contains("--target-latest for newest"),
+        "{first}"
+    );
+    let export: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(target.join("export.json")).unwrap()).unwrap();
+    assert_eq!(export["backup"]["id"], **newest);
+    assert_eq!(export["databases"][0]["unlogged_tables"][0], "public.session_cache");
+    assert_eq!(export["databases"][0]["verified"]["none"], 0);
+    let globals = std::fs::read_to_string(target.join("globals.sql")).unwrap();
+    assert!(
+        globals.contains("CREATE ROLE alice") && !globals.contains("SCRAM-SHA-256"),
+        "{globals}"
+    );
+    for word in [pgthaw.scratch.path().to_str().unwrap(), "/run/media"] {
+        assert!(!globals.contains(word), "a path of ours in globals.sql: {globals}");
+    }
+    use std::os::unix::fs::PermissionsExt;
+    let mode =
+        |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    assert_eq!(
+        (mode(&target), mode(&target.join("sales")), mode(&target.join("globals.sql"))),
+        (0o700, 0o700, 0o600)
+    );
+    assert_eq!(mode(&target.join("sales/toc.dat")), 0o600);
+}
