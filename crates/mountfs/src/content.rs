@@ -1,15 +1,17 @@
 //! Where each byte of a file comes from: pure decisions, no I/O.
 //!
-//! A byte is in the layer if its page is; else it comes from the lower if it lies below `lower_limit`; else it is
-//! zero. `lower_limit` starts as the lower's size and only sinks (truncating a file and extending it again gives
-//! zeros), and a page below it never leaves the layer unless `lower_limit` sinks below the page. So bytes once read
-//! from the lower stay right for whatever is still to come from there: nobody needs a lock while the lower is read.
+//! A byte is in the layer if its page is; else it comes from the lower if it lies below
+//! `lower_limit`; else it is zero. `lower_limit` starts as the lower's size and only sinks
+//! (truncating a file and extending it again gives zeros), and a page below it never leaves the
+//! layer unless `lower_limit` sinks below the page. So bytes once read from the lower stay right
+//! for whatever is still to come from there: nobody needs a lock while the lower is read.
 
 use std::ops::Range;
 
 use crate::pages::{PAGE, PageSet};
 
-/// Largest size of a file in the mount, in bytes (4 TiB; PostgreSQL's largest file is a segment of 1 GiB by default).
+/// Largest size of a file in the mount, in bytes (4 TiB; PostgreSQL's largest file is a segment of
+/// 1 GiB by default).
 pub const MAX_FILE_SIZE: u64 = 1 << 42;
 
 /// Size and origin of a file's bytes. Always `lower_limit <= size <= MAX_FILE_SIZE`.
@@ -66,8 +68,8 @@ impl Content {
         })
     }
 
-    /// Returns the bytes before and after `range` in its first and last page that must be brought up from the lower
-    /// before `range` may be stored; either may be empty.
+    /// Returns the bytes before and after `range` in its first and last page that must be brought
+    /// up from the lower before `range` may be stored; either may be empty.
     pub(crate) fn copy_up(&self, range: &Range<u64>) -> [Range<u64>; 2] {
         if range.is_empty() {
             return [0..0, 0..0];
@@ -81,7 +83,8 @@ impl Content {
         [needed(head / PAGE, head..range.start), needed(last, range.end..(last + 1) * PAGE)]
     }
 
-    /// Notes that the layer now holds all pages that `range` touches, and that the file reaches to its end.
+    /// Notes that the layer now holds all pages that `range` touches, and that the file reaches to
+    /// its end.
     pub(crate) fn stored(&mut self, range: &Range<u64>) {
         if !range.is_empty() {
             self.pages.insert(range.start / PAGE..range.end.div_ceil(PAGE));
@@ -101,7 +104,8 @@ impl Content {
         self.pages.remove_from(size.div_ceil(PAGE));
     }
 
-    /// Returns where storing stops to be necessary for zeros: from here on a page not in the layer is zero anyway.
+    /// Returns where storing stops to be necessary for zeros: from here on a page not in the layer
+    /// is zero anyway.
     pub(crate) fn zeros_from(&self) -> u64 {
         self.lower_limit.div_ceil(PAGE) * PAGE
     }

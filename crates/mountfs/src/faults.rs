@@ -1,4 +1,5 @@
-//! Every EIO the mount gives out, counted with its file and offset: PostgreSQL can swallow an I/O error.
+//! Every EIO the mount gives out, counted with its file and offset: PostgreSQL can swallow an I/O
+//! error.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,7 +29,8 @@ pub enum FaultKind {
     Read,
     /// A write could not be kept. The mount is poisoned from here on.
     Write,
-    /// Space could not be reserved (`fallocate`); the caller got the true error, the mount is not poisoned.
+    /// Space could not be reserved (`fallocate`); the caller got the true error, the mount is not
+    /// poisoned.
     NoSpace,
     /// Refused because an earlier write was lost ([`FaultKind::Write`]).
     Poisoned,

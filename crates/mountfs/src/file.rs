@@ -1,7 +1,7 @@
 //! One regular file: its content, its layer file and its times under one lock.
 //!
-//! Each operation comes twice: `try_…` answers at once or returns `None`, and `…_waiting` reads the lower without
-//! holding the lock and then looks again (see `content` for why that is right).
+//! Each operation comes twice: `try_…` answers at once or returns `None`, and `…_waiting` reads the
+//! lower without holding the lock and then looks again (see `content` for why that is right).
 
 use std::io;
 use std::ops::Range;
@@ -15,7 +15,8 @@ use crate::faults::{Failure, FaultKind};
 use crate::layer::{Layer, LayerFile};
 use crate::{Ino, Lower};
 
-/// Returns what a lock holds, also after a panic elsewhere: all state here is changed last, after what can fail.
+/// Returns what a lock holds, also after a panic elsewhere: all state here is changed last, after
+/// what can fail.
 pub(crate) fn locked<T>(result: LockResult<T>) -> T {
     result.unwrap_or_else(std::sync::PoisonError::into_inner)
 }
@@ -64,8 +65,9 @@ pub(crate) enum Failed {
 }
 
 impl Failed {
-    /// Makes a failure to store bytes a lost write: with the kernel's writeback cache whoever wrote them was told that
-    /// all is well. Zeros are stored while their caller waits, so he learns of the failure.
+    /// Makes a failure to store bytes a lost write: with the kernel's writeback cache whoever wrote
+    /// them was told that all is well. Zeros are stored while their caller waits, so he learns of
+    /// the failure.
     fn of_put(self, storage: &Storage, offset: u64, data: Data<'_>) -> Self {
         match (data, self) {
             (Data::Bytes(_), Self::Refused(errno)) => storage.lost_write(offset, &errno.into()),
@@ -82,7 +84,8 @@ impl Failed {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Data<'a> {
     Bytes(&'a [u8]),
-    /// So many zeros; `grow` lets the file grow to their end, else they stop at the end of the file.
+    /// So many zeros; `grow` lets the file grow to their end, else they stop at the end of the
+    /// file.
     Zeros {
         length: u64,
         grow: bool,
@@ -149,7 +152,8 @@ impl File {
         change(&mut locked(self.state.write()).facts);
     }
 
-    /// Reads from `offset` on into `buf` and returns how many bytes there were before the end of the file.
+    /// Reads from `offset` on into `buf` and returns how many bytes there were before the end of
+    /// the file.
     pub(crate) fn try_read(
         &self,
         storage: &Storage,
@@ -247,8 +251,8 @@ impl File {
 
     /// Stores `data`, and the rest of its first and last page as far as it is still needed.
     ///
-    /// What is needed now is at most what was needed when `above` was read: pages only come to the layer, and the
-    /// lower's end only sinks.
+    /// What is needed now is at most what was needed when `above` was read: pages only come to the
+    /// layer, and the lower's end only sinks.
     fn store(
         &self,
         storage: &Storage,
@@ -284,7 +288,8 @@ impl File {
         Ok(())
     }
 
-    /// Reserves room in the layer for `length` bytes from `offset` on; `grow` lets the file grow to their end.
+    /// Reserves room in the layer for `length` bytes from `offset` on; `grow` lets the file grow to
+    /// their end.
     pub(crate) fn allocate(
         &self,
         storage: &Storage,
@@ -314,7 +319,8 @@ impl File {
         Ok(())
     }
 
-    /// Sets the file's size; what is cut off is gone, what is added is zeros. Never needs the lower.
+    /// Sets the file's size; what is cut off is gone, what is added is zeros. Never needs the
+    /// lower.
     pub(crate) fn truncate(&self, storage: &Storage, size: u64) -> Result<(), Failed> {
         range_of(size, 0)?;
         let mut state = locked(self.state.write());
@@ -372,8 +378,8 @@ impl File {
 }
 
 impl State {
-    /// Returns the part of `range` that `data` must cover in the layer: all of it, but zeros only as far as the lower
-    /// could show through.
+    /// Returns the part of `range` that `data` must cover in the layer: all of it, but zeros only
+    /// as far as the lower could show through.
     fn hiding(&self, range: &Range<u64>, data: Data<'_>) -> Range<u64> {
         match data {
             Data::Bytes(_) => range.clone(),
@@ -384,7 +390,8 @@ impl State {
         }
     }
 
-    /// Fills `buf` from `offset` on; bytes of the lower come from `lower`, which may say that they must be waited for.
+    /// Fills `buf` from `offset` on; bytes of the lower come from `lower`, which may say that they
+    /// must be waited for.
     fn read(
         &self,
         storage: &Storage,

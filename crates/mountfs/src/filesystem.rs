@@ -1,4 +1,5 @@
-//! The file system as the kernel asks for it: operations by number and name, answered with values or error numbers.
+//! The file system as the kernel asks for it: operations by number and name, answered with values
+//! or error numbers.
 
 use std::cell::RefCell;
 use std::io;
@@ -53,8 +54,9 @@ pub struct Space {
 
 /// A tree, a lower and a write layer, as one file system that can be written.
 ///
-/// All operations may be called from any thread. Whatever gives a number to the kernel takes a reference to it, to be
-/// given back by [`FileSystem::forget`]: a file without names lives as long as its references.
+/// All operations may be called from any thread. Whatever gives a number to the kernel takes a
+/// reference to it, to be given back by [`FileSystem::forget`]: a file without names lives as long
+/// as its references.
 pub struct FileSystem {
     names: RwLock<Names>,
     storage: Storage,
@@ -67,9 +69,10 @@ pub struct FileSystem {
 impl FileSystem {
     /// Puts `tree` over `lower`, with writes going to `layer_directory`.
     ///
-    /// The directory is made (0700) if absent, must be for this file system alone (a lock file in it sees to that), and
-    /// must not be touched while this lives. Layer files of a killed process are removed from it. Raises the limit of
-    /// open files of the process. `on_fault` is called with each fault that is kept, from any thread, and must not wait.
+    /// The directory is made (0700) if absent, must be for this file system alone (a lock file in
+    /// it sees to that), and must not be touched while this lives. Layer files of a killed process
+    /// are removed from it. Raises the limit of open files of the process. `on_fault` is called
+    /// with each fault that is kept, from any thread, and must not wait.
     ///
     /// # Errors
     /// If the directory cannot be opened or is in use.
@@ -170,7 +173,10 @@ impl FileSystem {
         };
         let path = locked(self.names.read()).path(target.ino);
         let Failure { kind, offset, error } = failure;
-        tracing::error!(path, offset, ?kind, "{error}");
+        match kind {
+            FaultKind::Aborted => tracing::debug!(path, offset, "{error}"),
+            _ => tracing::error!(path, offset, ?kind, "{error}"),
+        }
         self.faults.record(Fault { path, offset, kind, error });
         if kind == FaultKind::Write {
             self.answer_waiting();
@@ -298,7 +304,8 @@ impl FileSystem {
         Ok(())
     }
 
-    /// Returns up to `limit` entries of a directory after `cookie` (0 at first), `.` and `..` among them.
+    /// Returns up to `limit` entries of a directory after `cookie` (0 at first), `.` and `..` among
+    /// them.
     ///
     /// Entries that are there from the first call to the last come exactly once.
     pub fn list(&self, ino: Ino, cookie: u64, limit: usize) -> Result<Vec<Listed>> {
@@ -328,7 +335,8 @@ impl FileSystem {
 
     /// Reads up to `length` bytes from `offset`; fewer only at the end of the file.
     ///
-    /// `reply` is called once: here if the answer is at hand, else by a worker ([`FileSystem::start_workers`]).
+    /// `reply` is called once: here if the answer is at hand, else by a worker
+    /// ([`FileSystem::start_workers`]).
     pub fn read(
         &self,
         ino: Ino,
@@ -363,8 +371,8 @@ impl FileSystem {
         self.put(ino, offset, Data::Bytes(bytes), || Work::Write { bytes: bytes.to_vec() }, reply);
     }
 
-    /// Makes `length` bytes from `offset` on zeros; if `grow`, the file grows to their end. `reply` as in
-    /// [`FileSystem::read`].
+    /// Makes `length` bytes from `offset` on zeros; if `grow`, the file grows to their end. `reply`
+    /// as in [`FileSystem::read`].
     pub fn zero(
         &self,
         ino: Ino,
@@ -398,8 +406,8 @@ impl FileSystem {
         }
     }
 
-    /// Reserves room for `length` bytes from `offset` on, as far as they are not the lower's; if `grow`, the file grows
-    /// to their end.
+    /// Reserves room for `length` bytes from `offset` on, as far as they are not the lower's; if
+    /// `grow`, the file grows to their end.
     ///
     /// # Errors
     /// ENOSPC and EDQUOT are given as they are, and recorded: the caller knows, nothing is lost.
@@ -411,7 +419,8 @@ impl FileSystem {
         done.map_err(|failed| self.given_out(&target, failed))
     }
 
-    /// Answers an fsync: flushes nothing (the layer does not outlive the process), tells of a lost write.
+    /// Answers an fsync: flushes nothing (the layer does not outlive the process), tells of a lost
+    /// write.
     pub fn fsync(&self, ino: Ino) -> Result<()> {
         let target = match self.target(ino, 0) {
             Err(Errno::ISDIR) => return Ok(()),

@@ -1,8 +1,10 @@
-//! The FUSE adapter: the kernel's requests to [`FileSystem`] and back. No decisions about data are made here.
+//! The FUSE adapter: the kernel's requests to [`FileSystem`] and back. No decisions about data are
+//! made here.
 //!
-//! Opening needs no message (the kernel is told ENOSYS once and then opens by itself, keeping its cache): a file lives
-//! by the kernel's references alone. Names and attributes are valid for a year, and names that are not there too: all
-//! changes come through this kernel. The writeback cache makes the kernel the owner of sizes and times of open files.
+//! Opening needs no message (the kernel is told ENOSYS once and then opens by itself, keeping its
+//! cache): a file lives by the kernel's references alone. Names and attributes are valid for a
+//! year, and names that are not there too: all changes come through this kernel. The writeback
+//! cache makes the kernel the owner of sizes and times of open files.
 
 use std::ffi::OsStr;
 use std::io;
@@ -31,7 +33,8 @@ const VALID: Duration = Duration::from_secs(365 * 24 * 3600);
 const GENERATION: Generation = Generation(0);
 /// Largest write in one request; the kernel's own limit without privileges.
 const MAX_WRITE: u32 = 1 << 20;
-/// Read-ahead and write-back share this many requests in flight: writes must not wait for stalled reads.
+/// Read-ahead and write-back share this many requests in flight: writes must not wait for stalled
+/// reads.
 const MAX_BACKGROUND: u16 = 4096;
 /// Directory entries fetched at a time.
 const BATCH: usize = 512;
@@ -39,7 +42,8 @@ const BATCH: usize = 512;
 /// How to serve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServeOptions {
-    /// Threads that take the kernel's requests (each has a buffer of 16 MiB, touched only as far as used).
+    /// Threads that take the kernel's requests (each has a buffer of 16 MiB, touched only as far as
+    /// used).
     pub fuse_threads: usize,
     /// Threads that wait for the lower.
     pub pool_threads: usize,
@@ -51,11 +55,13 @@ impl Default for ServeOptions {
     }
 }
 
-/// Serves `device`, an already mounted FUSE device ([`crate::mount_as_root`], [`crate::mount_as_user`]), until it is
-/// unmounted. The process may run under another user than the one that mounted.
+/// Serves `device`, an already mounted FUSE device ([`crate::mount_as_root`],
+/// [`crate::mount_as_user`]), until it is unmounted. The process may run under another user than
+/// the one that mounted.
 ///
-/// The process must not use the mount itself: whoever waits for his own mount cannot be killed, and unmapping a file of
-/// it waits for the server while the server waits for the process's memory lock.
+/// The process must not use the mount itself: whoever waits for his own mount cannot be killed, and
+/// unmapping a file of it waits for the server while the server waits for the process's memory
+/// lock.
 ///
 /// Ends with [`FileSystem::abort`], which ends the threads that wait for the lower.
 ///
@@ -76,15 +82,16 @@ pub fn serve(fs: Arc<FileSystem>, device: OwnedFd, options: ServeOptions) -> io:
     }
 }
 
-/// Returns whether each thread can have a descriptor of its own: needs the right to open `/dev/fuse`, which the
-/// process that mounted may have had alone.
+/// Returns whether each thread can have a descriptor of its own: needs the right to open
+/// `/dev/fuse`, which the process that mounted may have had alone.
 fn can_clone(device: &OwnedFd) -> bool {
     const CLONE: rustix::ioctl::Opcode = rustix::ioctl::opcode::read::<u32>(229, 0); // FUSE_DEV_IOC_CLONE
     let Ok(another) = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
     else {
         return false;
     };
-    // SAFETY: the ioctl reads a `u32`, the number of an open FUSE descriptor, and writes nothing (linux/fuse.h).
+    // SAFETY: the ioctl reads a `u32`, the number of an open FUSE descriptor, and writes nothing
+    // (linux/fuse.h).
     let clone =
         unsafe { rustix::ioctl::Setter::<CLONE, u32>::new(device.as_raw_fd().unsigned_abs()) };
     // SAFETY: as above; `another` was just opened and belongs to nobody else.

@@ -1,8 +1,8 @@
 //! The write layer's directory: one sparse file per written file of the mount, named by its number.
 //!
-//! Descriptors are kept open up to a limit and opened again by name when needed. A layer file is removed as soon as
-//! its [`LayerFile`] is dropped. Nothing here survives the process: which pages count is known in memory only, so
-//! nothing is ever synced.
+//! Descriptors are kept open up to a limit and opened again by name when needed. A layer file is
+//! removed as soon as its [`LayerFile`] is dropped. Nothing here survives the process: which pages
+//! count is known in memory only, so nothing is ever synced.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -38,8 +38,8 @@ pub(crate) struct Layer {
 }
 
 impl Layer {
-    /// Opens the directory `path` (made with mode 0700 if absent) for this process alone, removes layer files that a
-    /// killed process left in it, and raises the process's limit of open files.
+    /// Opens the directory `path` (made with mode 0700 if absent) for this process alone, removes
+    /// layer files that a killed process left in it, and raises the process's limit of open files.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         Self::with_descriptors(path, descriptor_limit())
     }

@@ -1,16 +1,19 @@
 //! A copy-on-write file system over a read-only tree, and its FUSE adapter.
 //!
-//! Owns names, sizes, the write layer (where writes go), faults and the queue of reads that must wait; knows
-//! nothing of backups: what lies below is a [`Tree`] of names and sizes and a [`Lower`] that gives bytes by file
-//! number. Mounting, serving and unmounting are in `mount` and `fuse`; everything else runs without a kernel.
+//! Owns names, sizes, the write layer (where writes go), faults and the queue of reads that must
+//! wait; knows nothing of backups: what lies below is a [`Tree`] of names and sizes and a [`Lower`]
+//! that gives bytes by file number. Mounting, serving and unmounting are in `mount` and `fuse`;
+//! everything else runs without a kernel.
 //!
-//! Three rules bind all of it. Nobody who answers the kernel waits for the lower ([`Lower::try_read_at`] or the
-//! queue). A byte that cannot be read is EIO and a [`Fault`], never a zero. From the first write that cannot be kept
-//! every read and write answers EIO, because the kernel's cache hides a lost write from whoever made it.
+//! Three rules bind all of it. Nobody who answers the kernel waits for the lower
+//! ([`Lower::try_read_at`] or the queue). A byte that cannot be read is EIO and a [`Fault`], never
+//! a zero. From the first write that cannot be kept every read and write answers EIO, because the
+//! kernel's cache hides a lost write from whoever made it.
 //!
-//! Locks, in the order they may be taken: names ([`std::sync::RwLock`], held for memory work only, never while
-//! waiting for a file), then nothing; a file's state (one lock per file, held over reads and writes of the layer,
-//! never over [`Lower::read_at`]), then the descriptor pool; the fault list and the queue are leaves.
+//! Locks, in the order they may be taken: names ([`std::sync::RwLock`], held for memory work only,
+//! never while waiting for a file), then nothing; a file's state (one lock per file, held over
+//! reads and writes of the layer, never over [`Lower::read_at`]), then the descriptor pool; the
+//! fault list and the queue are leaves.
 //!
 //! Start at [`FileSystem`].
 
@@ -48,15 +51,16 @@ pub type Result<T> = std::result::Result<T, rustix::io::Errno>;
 
 /// What lies below the mount: files by number, as given to [`Tree::file`].
 ///
-/// Bytes never change, and every byte below the size given to the tree can be asked for, at any offset and length.
-/// Fewer bytes than asked for is an error, never zeros.
+/// Bytes never change, and every byte below the size given to the tree can be asked for, at any
+/// offset and length. Fewer bytes than asked for is an error, never zeros.
 pub trait Lower: Send + Sync {
     /// Fills `buf` from byte `offset` of `file` if that needs no waiting, or returns `None`.
     fn try_read_at(&self, file: usize, offset: u64, buf: &mut [u8]) -> Option<io::Result<()>>;
 
     /// Fills `buf` from byte `offset` of `file`; may wait for disks, networks and decoders.
     ///
-    /// Called by the workers of [`FileSystem::start_workers`] only, never by a thread that answers the kernel.
+    /// Called by the workers of [`FileSystem::start_workers`] only, never by a thread that answers
+    /// the kernel.
     fn read_at(&self, file: usize, offset: u64, buf: &mut [u8]) -> io::Result<()>;
 }
 

@@ -1,4 +1,5 @@
-//! Mounting and unmounting, without ever looking into the mount: what is mounted is read from the kernel's list.
+//! Mounting and unmounting, without ever looking into the mount: what is mounted is read from the
+//! kernel's list.
 //!
 //! Root mounts with `mount(2)` for whoever serves; an ordinary user mounts through `fusermount3`.
 
@@ -93,8 +94,9 @@ impl From<MountError> for io::Error {
     }
 }
 
-/// Mounts on `mountpoint` with root's rights, for all users (the kernel checks owner and mode of each file), and
-/// returns the device, to be passed to [`crate::serve`] in whatever process. Until it is served every access waits.
+/// Mounts on `mountpoint` with root's rights, for all users (the kernel checks owner and mode of
+/// each file), and returns the device, to be passed to [`crate::serve`] in whatever process. Until
+/// it is served every access waits.
 ///
 /// # Errors
 /// [`MountError`] if the device cannot be opened or the kernel refuses.
@@ -112,8 +114,8 @@ pub fn mount_as_root(mountpoint: &Path) -> Result<OwnedFd, MountError> {
     Ok(device)
 }
 
-/// Mounts on `mountpoint`, a directory of this user, through `fusermount3`; only this user can enter the mount.
-/// Returns the device as [`mount_as_root`] does.
+/// Mounts on `mountpoint`, a directory of this user, through `fusermount3`; only this user can
+/// enter the mount. Returns the device as [`mount_as_root`] does.
 ///
 /// # Errors
 /// [`MountError`] if there is no FUSE device for this user or no helper, or if the helper refuses.
@@ -187,8 +189,8 @@ fn received_descriptor(socket: &UnixStream) -> io::Result<OwnedFd> {
     descriptor.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }
 
-/// Unmounts our file system from `mountpoint`; nothing of ours there is fine. `lazily` takes it out of sight also
-/// while it is in use. Never looks into the mount, so a dead server does no harm.
+/// Unmounts our file system from `mountpoint`; nothing of ours there is fine. `lazily` takes it out
+/// of sight also while it is in use. Never looks into the mount, so a dead server does no harm.
 ///
 /// # Errors
 /// If it is in use (and not `lazily`), not permitted, or covered by somebody else's mount.
@@ -226,7 +228,8 @@ fn unmount_by_helper(mountpoint: &Path, lazily: bool) -> io::Result<()> {
 /// Returns whether a file system of ours is mounted on `mountpoint`. Never looks into it.
 ///
 /// # Errors
-/// If the kernel's list cannot be read, or the directory that holds `mountpoint` cannot be resolved.
+/// If the kernel's list cannot be read, or the directory that holds `mountpoint` cannot be
+/// resolved.
 pub fn mounted_at(mountpoint: &Path) -> io::Result<bool> {
     match plain(mountpoint) {
         Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(false),

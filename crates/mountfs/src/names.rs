@@ -1,7 +1,8 @@
 //! Names, directories and links: who is called what, and how long a number lives. Memory work only.
 //!
-//! A number lives while a name or the kernel's memory (lookups not yet forgotten) refers to it; the kernel keeps its
-//! reference while a file is open or mapped, so unlinked open files need nothing more.
+//! A number lives while a name or the kernel's memory (lookups not yet forgotten) refers to it; the
+//! kernel keeps its reference while a file is open or mapped, so unlinked open files need nothing
+//! more.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
@@ -75,7 +76,7 @@ pub(crate) struct Node {
 
 pub(crate) enum Body {
     File(Arc<File>),
-    Directory(Directory),
+    Directory(Box<Directory>),
     Symlink { target: Arc<[u8]>, facts: Facts },
 }
 
@@ -99,9 +100,9 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
-    fn new(parent: Ino, facts: Facts) -> Self {
+    fn new(parent: Ino, facts: Facts) -> Box<Self> {
         let (entries, order) = Default::default();
-        Self { parent, entries, order, next_cookie: FIRST_COOKIE, facts }
+        Box::new(Self { parent, entries, order, next_cookie: FIRST_COOKIE, facts })
     }
 
     /// Puts `ino` under `name` and returns what was there; the entry keeps its place in the order.
@@ -220,7 +221,8 @@ impl Names {
         }
     }
 
-    /// Finds the attributes of `ino` and counts `references` to it that the kernel will forget later.
+    /// Finds the attributes of `ino` and counts `references` to it that the kernel will forget
+    /// later.
     pub(crate) fn find(&self, ino: Ino, references: u64) -> Result<Found> {
         let node = self.node(ino)?;
         node.lookups.fetch_add(references, Ordering::Relaxed);
@@ -235,7 +237,8 @@ impl Names {
         })
     }
 
-    /// Takes back `references`; returns whether the number is now unused and [`Names::remove_unused`] is due.
+    /// Takes back `references`; returns whether the number is now unused and
+    /// [`Names::remove_unused`] is due.
     pub(crate) fn forget(&self, ino: Ino, references: u64) -> bool {
         let Ok(node) = self.node(ino) else { return false };
         let less = |held: u64| Some(held.saturating_sub(references));

@@ -1,11 +1,13 @@
-//! Which pages of a file lie in the write layer: a bitmap in chunks, so that a sparse or untouched file costs little.
+//! Which pages of a file lie in the write layer: a bitmap in chunks, so that a sparse or untouched
+//! file costs little.
 
 use std::ops::Range;
 
 /// Bytes per page of the write layer.
 ///
-/// The kernel writes its cache back in pages of this size, not in PostgreSQL's 8 KiB: with a larger grain half a
-/// written-back block would need the other half from the backup before it could be stored.
+/// The kernel writes its cache back in pages of this size, not in PostgreSQL's 8 KiB: with a larger
+/// grain half a written-back block would need the other half from the backup before it could be
+/// stored.
 pub const PAGE: u64 = 4096;
 
 const WORDS: usize = 16;
@@ -57,8 +59,8 @@ impl PageSet {
         }
     }
 
-    /// Returns the end of the run of pages from `page` on that are, like it, all in or all not in the set;
-    /// looks no further than `limit`.
+    /// Returns the end of the run of pages from `page` on that are, like it, all in or all not in
+    /// the set; looks no further than `limit`.
     pub(crate) fn run_end(&self, page: u64, limit: u64) -> u64 {
         let inside = self.contains(page);
         (page + 1..limit).find(|&next| self.contains(next) != inside).unwrap_or(limit)

@@ -43,7 +43,8 @@ impl Tree {
     /// Adds a directory; `mtime` in seconds since 1970.
     ///
     /// # Errors
-    /// [`TreeError`] if the path is not plain, lies below a file, or was added before (but not only implied).
+    /// [`TreeError`] if the path is not plain, lies below a file, or was added before (but not only
+    /// implied).
     pub fn directory(&mut self, path: impl AsRef<Path>, mtime: i64) -> Result<(), TreeError> {
         let path = path.as_ref();
         let facts = facts(DIRECTORY_MODE, mtime);
@@ -69,11 +70,12 @@ impl Tree {
         self.names
     }
 
-    /// Adds a file of exactly `size` bytes that are the lower's file `lower`; `mtime` in seconds since 1970.
+    /// Adds a file of exactly `size` bytes that are the lower's file `lower`; `mtime` in seconds
+    /// since 1970.
     ///
     /// # Errors
-    /// [`TreeError`] if the path is not plain, lies below a file or was added before, or if the size is beyond
-    /// [`MAX_FILE_SIZE`].
+    /// [`TreeError`] if the path is not plain, lies below a file or was added before, or if the
+    /// size is beyond [`MAX_FILE_SIZE`].
     pub fn file(
         &mut self,
         path: impl AsRef<Path>,

@@ -1,7 +1,7 @@
 //! The queue of reads and writes that need the lower and cannot be answered at once.
 //!
-//! A worker takes a job but leaves its reply in the queue's care: so [`Waiting::close`] can answer everybody, also
-//! those whose worker is stuck in the lower.
+//! A worker takes a job but leaves its reply in the queue's care: so [`Waiting::close`] can answer
+//! everybody, also those whose worker is stuck in the lower.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex};

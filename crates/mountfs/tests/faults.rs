@@ -185,7 +185,8 @@ fn nothing_else_waits_for_a_stalled_lower_and_abort_ends_the_waiting() {
     fs::rename(&new, mounted.path().join("base/5.new")).unwrap();
     assert_eq!(fs::read_dir(mounted.path().join("base")).unwrap().count(), 21);
     fs::metadata(mounted.path().join("base/19")).unwrap();
-    // A file with a waiting read can be written elsewhere (truncating it would wait, in the kernel).
+    // A file with a waiting read can be written elsewhere (truncating it would wait, in the
+    // kernel).
     open(&mounted, "base/1").write_all_at(&[6; 8192], 2 * MEGABYTE).unwrap();
     fs::remove_file(mounted.path().join("base/2")).unwrap();
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());

@@ -1,4 +1,5 @@
-//! Random operations, compared step by step with an in-memory model, alone and from several threads.
+//! Random operations, compared step by step with an in-memory model, alone and from several
+//! threads.
 
 mod support;
 
@@ -284,7 +285,8 @@ fn read(fs: &FileSystem, ino: u64, offset: u64, length: usize) -> Result<Vec<u8>
     receiver.recv().unwrap()
 }
 
-/// A file system with `tops` directories that hold the lower's files; its layer directory lives as long.
+/// A file system with `tops` directories that hold the lower's files; its layer directory lives as
+/// long.
 struct Made {
     fs: Arc<FileSystem>,
     directory: tempfile::TempDir,
@@ -372,8 +374,8 @@ proptest! {
     }
 }
 
-/// Each operation takes effect at one instant: a read that covers a write sees all of it or nothing, and never an
-/// older write of the same writer after a newer one.
+/// Each operation takes effect at one instant: a read that covers a write sees all of it or
+/// nothing, and never an older write of the same writer after a newer one.
 #[test]
 fn operations_on_a_shared_file_are_atomic() {
     const RANGE: std::ops::Range<u64> = 3000..3000 + 5 * PAGE;
@@ -412,8 +414,8 @@ fn operations_on_a_shared_file_are_atomic() {
                         let (writer, round) =
                             ((bytes[0] - 1) % WRITERS, (bytes[0] - 1) / WRITERS + 1);
                         let newest = &mut newest[usize::from(writer)];
-                        // A writer's older round may show again only if another's write does not lie between; the last
-                        // write wins, so a round never goes back.
+                        // A writer's older round may show again only if another's write does not
+                        // lie between; the last write wins, so a round never goes back.
                         assert!(round >= *newest, "round {round} of {writer} after {newest}");
                         *newest = round;
                     }
@@ -424,7 +426,8 @@ fn operations_on_a_shared_file_are_atomic() {
     assert_eq!(read(&made.fs, ino, 0, 3000).unwrap(), Pattern::default().bytes(4, 0, 3000));
 }
 
-/// Many threads rename, link and remove in the same directories: names stay consistent, nothing is left behind.
+/// Many threads rename, link and remove in the same directories: names stay consistent, nothing is
+/// left behind.
 #[test]
 fn threads_on_the_same_names_keep_them_consistent() {
     let made = Made::new(1, 0);
@@ -477,4 +480,28 @@ fn threads_on_the_same_names_keep_them_consistent() {
     }
     assert!(made.layer_files() <= links.len(), "no layer file without a name");
     assert_eq!(made.fs.fault_count(), 0);
+}
+
+/// A cluster of many small databases is no reason to be large.
+#[test]
+fn a_hundred_thousand_files_cost_little_memory() {
+    let resident = || {
+        let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+        pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+    };
+    let before = resident();
+    let mut tree = Tree::new();
+    for file in 0..100_000 {
+        tree.file(format!("base/{}/{file}", file / 300), file, 8192, 0).unwrap();
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let owner = Owner { uid: 0, gid: 0 };
+    let layer = directory.path().join("layer");
+    let lower = Arc::new(Pattern::default());
+    let fs = FileSystem::new(tree, lower, &layer, owner, Box::new(|_| {})).unwrap();
+    let base = fs.lookup(ROOT, b"base").unwrap().ino;
+    assert_eq!(fs.list(base, 0, 1000).unwrap().len(), 334 + 2);
+    let used = resident().saturating_sub(before);
+    assert!((10_000_000..80_000_000).contains(&used), "{used} bytes");
+    println!("{} bytes per file", used / 100_000);
 }

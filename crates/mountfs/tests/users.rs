@@ -1,4 +1,5 @@
-//! Mounts across users and processes: an ordinary user's own, root's that another user serves, and dead servers.
+//! Mounts across users and processes: an ordinary user's own, root's that another user serves, and
+//! dead servers.
 //!
 //! The other user is a child process of this test binary.
 

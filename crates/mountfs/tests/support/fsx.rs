@@ -18,8 +18,9 @@ const NAMES: [&str; 7] =
     ["lower-0", "lower-1", "lower-2", "d/16384", "d/16384.1", "d/e/x", "000000010000000000000001"];
 const LARGEST: u64 = 300_000;
 
-/// Runs a mix of `steps` steps in a process of its own, to its end: who maps files of a mount that he serves himself
-/// waits for himself. The test binary has an ignored test `mix_program` that calls [`mix_program`].
+/// Runs a mix of `steps` steps in a process of its own, to its end: who maps files of a mount that
+/// he serves himself waits for himself. The test binary has an ignored test `mix_program` that
+/// calls [`mix_program`].
 pub fn run_mix(mount: &Path, plain: &Path, seed: u64, steps: usize) {
     println!("seed {seed}");
     let mut program = Command::new(std::env::current_exe().unwrap());
@@ -372,8 +373,8 @@ struct Map {
 impl Map {
     fn new(file: &File, length: usize) -> Self {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a new map at an address of the kernel's choice; the file outlives the call, and nobody shortens it
-        // while the map lives.
+        // SAFETY: a new map at an address of the kernel's choice; the file outlives the call, and
+        // nobody shortens it while the map lives.
         let start = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),

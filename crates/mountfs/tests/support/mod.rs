@@ -168,8 +168,9 @@ impl Mounted {
         let (watch, over) = mpsc::channel();
         let watched = fs.clone();
         std::thread::spawn(move || {
-            // A test that waits for its own mount cannot even be killed. (Nor may it map files of it: unmapping
-            // waits for the server, which then waits for the process's own memory lock.)
+            // A test that waits for its own mount cannot even be killed. (Nor may it map files of
+            // it: unmapping waits for the server, which then waits for the process's own memory
+            // lock.)
             if over.recv_timeout(LONGEST_TEST) == Err(mpsc::RecvTimeoutError::Timeout) {
                 eprintln!("the test takes too long: its mount answers EIO from now on");
                 watched.abort();
