@@ -131,16 +131,16 @@ const ITEMS: [&str; 8] = [
 ];
 
 /// Reads a line of pg_dump's standard error; wording of 12 to 18.
+///
+/// Workers and leader write the program's name and the text apart, so names may pile up on one line and be
+/// missing on the next (`pg_dump:pg_dump: finished item …`). What is read here serves progress, nothing else.
 pub fn parse_line(line: &str) -> DumpEvent {
-    let text = line.strip_prefix("pg_dump: ").unwrap_or(line);
-    let own = text.len() != line.len();
-    if !own
-        || ["error: ", "warning: ", "detail: ", "hint: ", "fatal: "]
-            .iter()
-            .any(|word| text.starts_with(word))
-    {
-        return DumpEvent::Message { text: line.into() };
+    let mut text = line;
+    while let Some(rest) = text.trim_start().strip_prefix("pg_dump:") {
+        text = rest;
     }
+    let own = text.len() != line.len();
+    let text = text.trim_start();
     if let Some(rest) = text.strip_prefix("dumping contents of table ") {
         let name = rest.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(rest);
         return DumpEvent::TableBegun { table: name.into() };
@@ -152,6 +152,10 @@ pub fn parse_line(line: &str) -> DumpEvent {
     {
         let name = rest[what.len()..].trim_start();
         return DumpEvent::ItemFinished { what: (*what).into(), name: name.into() };
+    }
+    let loud = ["error: ", "warning: ", "detail: ", "hint: ", "fatal: "];
+    if !own || loud.iter().any(|word| text.starts_with(word)) {
+        return DumpEvent::Message { text: line.into() };
     }
     DumpEvent::Note { text: text.into() }
 }
@@ -279,6 +283,9 @@ async fn read_lines(
         bytes.truncate(LINE_LIMIT);
         let line = String::from_utf8_lossy(&bytes).trim_end().to_owned();
         bytes.clear();
+        if line.trim().is_empty() {
+            continue;
+        }
         let event = parse_line(&line);
         if let DumpEvent::Message { text } = &event {
             messages.push_back(text.clone());
@@ -320,8 +327,13 @@ mod tests {
                 message("pg_dump: error: query failed: ERROR:  x"),
             ),
             ("pg_dump: detail: Query was: LOCK", message("pg_dump: detail: Query was: LOCK")),
+            (
+                "pg_dump:pg_dump: finished item 2572 TABLE DATA orders",
+                finished("TABLE DATA", "orders"),
+            ),
+            (" dumping contents of table \"public.orders\"", begun("public.orders")),
+            ("pg_dump: pg_dump: error: x", message("pg_dump: pg_dump: error: x")),
             ("LINE 1: SELECT", message("LINE 1: SELECT")),
-            ("", message("")),
         ];
         for (line, want) in cases {
             assert_eq!(parse_line(line), want, "{line}");
