@@ -22,6 +22,19 @@ pub struct ApiError {
     pub usage: bool,
 }
 
+impl ApiError {
+    /// Something that should not happen: no request can mend it.
+    pub fn broken(message: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: None, usage: false }
+    }
+}
+
+impl From<ApiError> for Failure {
+    fn from(error: ApiError) -> Self {
+        Self { message: error.message, hint: error.hint }
+    }
+}
+
 impl From<Failure> for ApiError {
     fn from(failure: Failure) -> Self {
         Self { message: failure.message, hint: failure.hint, usage: false }
@@ -197,6 +210,9 @@ pub struct CleanedObject {
 pub struct BackupFacts {
     /// The format: `pgbackrest` or `basebackup`.
     pub kind: String,
+    /// pgBackRest's stanza.
+    #[serde(default)]
+    pub stanza: Option<String>,
     /// The backup.
     pub backup: BackupInfo,
     /// Its databases at the time of the backup.

@@ -20,7 +20,7 @@ mod mount_child;
 mod mounting;
 pub mod place;
 mod recovering;
-mod sealing;
+pub mod sealing;
 pub mod space;
 pub mod undo;
 
@@ -51,7 +51,7 @@ use recovering::Running;
 /// How long an agent goes on without being asked anything.
 const LEASE: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long `observe` waits for something newer.
-const OBSERVE_LIMIT: Duration = Duration::from_secs(5);
+pub const OBSERVE_LIMIT: Duration = Duration::from_secs(5);
 
 /// The agent's socket.
 pub fn socket_of(place: &Place) -> PathBuf {
@@ -141,7 +141,7 @@ fn create_directories(
 }
 
 /// One session's work on this machine.
-struct Agent {
+pub struct Agent {
     assignment: Assignment,
     os_user: OsUser,
     view: watch::Sender<AgentView>,

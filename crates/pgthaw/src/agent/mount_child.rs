@@ -123,11 +123,6 @@ impl MountChild {
         let _ = process.wait();
     }
 
-    /// The child's process id.
-    pub fn pid(&self) -> u32 {
-        lock(&self.process).id()
-    }
-
     fn ask(&self, command: &MountCommand, limit: Option<Duration>) -> Result<MountEvent, Failure> {
         let answers = lock(&self.answers);
         let gone = || Failure::new("the process that serves the mount has ended");

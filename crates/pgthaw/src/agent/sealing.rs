@@ -1,11 +1,14 @@
 //! The verb `seal`: everything is verified that can be, then `SHA256SUMS` and, last of all, `export.json` are written.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use axum::Json;
 use jiff::Timestamp;
-use pgthaw_mover::{EXPORT_JSON, GLOBALS_SQL, SumEntry, file_name_for_database};
+use pgthaw_mover::{
+    EXPORT_JSON, GLOBALS_SQL, SHA256SUMS, SumEntry, file_name_for_database, parse_sha256sums,
+};
 use pgthaw_session::observed::{Failure, InstanceReady, Progress};
 use serde::Serialize;
 
@@ -85,6 +88,22 @@ pub fn begin(agent: Arc<Agent>) -> Json<()> {
     })
 }
 
+/// Returns the bytes of the export in `target` if it is complete and `session` made it: an attempt that died after its last
+/// write could not say so any more.
+pub fn sealed_before(target: &Path, session: &str) -> Option<u64> {
+    let json = std::fs::read(target.join(EXPORT_JSON)).ok()?;
+    let json: serde_json::Value = serde_json::from_slice(&json).ok()?;
+    let sums = std::fs::read_to_string(target.join(SHA256SUMS)).ok()?;
+    let entries = parse_sha256sums(&target.join(SHA256SUMS), &sums).ok()?;
+    let bytes = || size_of_files(target, &entries);
+    (json.get("session")?.as_str()? == session).then(bytes)
+}
+
+fn size_of_files(target: &Path, sums: &[SumEntry]) -> u64 {
+    let names = sums.iter().map(|sum| sum.path.as_str()).chain([SHA256SUMS, EXPORT_JSON]);
+    names.filter_map(|name| std::fs::metadata(target.join(name)).ok()).map(|meta| meta.len()).sum()
+}
+
 fn seal(
     agent: &Arc<Agent>,
     oids: &BTreeMap<String, u32>,
@@ -145,15 +164,7 @@ fn seal(
     target.write_sha256sums(&sums).map_err(moving)?;
     target.write_export_json(&json).map_err(moving)?;
     target.remove_staging().map_err(moving)?;
-    let delivered: u64 = sums
-        .iter()
-        .filter_map(|sum| std::fs::metadata(target.path().join(&sum.path)).ok())
-        .map(|meta| meta.len())
-        .sum();
-    let own = [pgthaw_mover::SHA256SUMS, EXPORT_JSON]
-        .iter()
-        .filter_map(|name| std::fs::metadata(target.path().join(name)).ok());
-    Ok(delivered + own.map(|meta| meta.len()).sum::<u64>())
+    Ok(size_of_files(target.path(), &sums))
 }
 
 fn verify_source(agent: &Agent, oids: &BTreeMap<String, u32>) -> Result<(), Failure> {
@@ -202,7 +213,7 @@ fn export_json(
         repository: Repository {
             kind: facts.kind.clone(),
             path: request.repository.path.display().to_string(),
-            stanza: request.repository.stanza.clone(),
+            stanza: facts.stanza.clone(),
         },
         backup: Backup {
             id: facts.backup.id.clone(),

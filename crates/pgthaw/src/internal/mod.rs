@@ -12,10 +12,14 @@ pub mod source;
 
 use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 
 use clap::ValueEnum;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::io::AsyncWriteExt;
+
+use crate::wire::ApiError;
 
 /// Which child.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -63,6 +67,50 @@ pub fn run_as_ids(command: &mut Command, uid: u32, gid: u32) {
     };
     // SAFETY: the closure only makes system calls.
     unsafe { command.pre_exec(set) };
+}
+
+/// Runs the child `which` on `task`, as `ids` when we are root, and returns what it printed. A child that fails prints an
+/// [`ApiError`]. It ends with the caller's interest: when this future is dropped.
+///
+/// # Errors
+/// What the child says, or that it cannot be run.
+pub async fn ask(
+    which: Child,
+    ids: Option<(u32, u32)>,
+    task: &(impl Serialize + Sync),
+) -> Result<Vec<u8>, ApiError> {
+    let name =
+        which.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+    let failed = |what: &str, err: io::Error| {
+        ApiError::broken(format!("{what} pgthaw's child `{name}`: {err}"))
+    };
+    let mut command = command(which);
+    if let Some((uid, gid)) = ids {
+        run_as_ids(&mut command, uid, gid);
+    }
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = tokio::process::Command::from(command).kill_on_drop(true).spawn();
+    let mut child = child.map_err(|err| failed("start", err))?;
+    let task = serde_json::to_vec(task).expect("a task is plain data");
+    let input = child.stdin.take();
+    let feed = async move {
+        if let Some(mut input) = input {
+            let _ = input.write_all(&task).await; // a child that ended early says why itself
+        }
+    };
+    let ((), output) = tokio::join!(feed, child.wait_with_output());
+    let output = output.map_err(|err| failed("read the answer of", err))?;
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    Err(serde_json::from_slice(&output.stdout).unwrap_or_else(|_| {
+        let said = String::from_utf8_lossy(&output.stderr);
+        ApiError::broken(format!(
+            "pgthaw's child `{name}` ended with {}: {}",
+            output.status,
+            said.trim()
+        ))
+    }))
 }
 
 /// Reads a task from standard input, to its end.

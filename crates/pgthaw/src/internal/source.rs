@@ -92,7 +92,7 @@ fn answer(task: SourceTask) -> Result<Vec<u8>, ApiError> {
             let opened = open(&repository)?;
             let backup =
                 opened.open_backup(backup.as_deref(), wanted(recovery)).map_err(api_error)?;
-            Ok(json(&facts(&opened, &backup, &repository, recovery)?))
+            Ok(json(&facts(&opened, &backup, &repository)?))
         }
         SourceTask::Map { repository, backup, recovery } => {
             let backup = open(&repository)?
@@ -193,7 +193,6 @@ fn facts(
     repository: &Repository,
     backup: &Backup,
     choice: &RepositoryChoice,
-    recovery: RecoveryChoice,
 ) -> Result<BackupFacts, ApiError> {
     let plain = |message: String| ApiError { message, hint: None, usage: false };
     let files = Files::open(backup)?;
@@ -258,6 +257,7 @@ fn facts(
     });
     Ok(BackupFacts {
         kind: repository.kind().to_string(),
+        stanza: repository.stanza().map(str::to_owned),
         backup: backup.info.clone(),
         databases,
         tablespaces: tablespaces.collect(),

@@ -19,6 +19,8 @@ use crate::wire::Assignment;
 
 /// How long a new agent may take until it answers.
 const START_LIMIT: Duration = Duration::from_secs(20);
+/// How long an agent may take to end what runs.
+const END_LIMIT: Duration = Duration::from_secs(30);
 /// How often an agent that does not answer is asked again before it counts as dead.
 const ASK_AGAIN: u32 = 5;
 
@@ -87,6 +89,12 @@ impl AgentLink {
         unix_http::request(&self.socket, "POST", &format!("/v1/{verb}"), Some(body)).await
     }
 
+    /// Asks the agent to end everything that runs, and itself; waits until it has, for a while.
+    pub async fn end(&self) {
+        let asked = self.ask("gone", &());
+        let _ = tokio::time::timeout(END_LIMIT, asked).await; // whatever it leaves is removed by the journal
+    }
+
     /// Hands the map over.
     ///
     /// # Errors
@@ -104,7 +112,14 @@ impl AgentLink {
             Some(version) => format!("/v1/observe?after={version}"),
             None => "/v1/observe".to_owned(),
         };
-        unix_http::request(&self.socket, "GET", &path, None::<()>).await
+        let answer = unix_http::request(&self.socket, "GET", &path, None::<()>);
+        match tokio::time::timeout(agent::OBSERVE_LIMIT * 3, answer).await {
+            Ok(answer) => answer,
+            Err(_) => Err(ClientError::Broken {
+                socket: self.socket.clone(),
+                reason: "no answer in time".into(),
+            }),
+        }
     }
 
     /// Watches the agent until it is dead: the channel holds what it showed last, nothing once it is dead.

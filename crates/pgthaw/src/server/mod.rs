@@ -25,6 +25,9 @@ use crate::unix_http;
 /// How long a server that was started by a command stays without anything to do.
 const IDLE: Duration = Duration::from_secs(3);
 
+/// How long a server that ends waits for those who still listen to it.
+const FOLLOWERS: Duration = Duration::from_millis(300);
+
 /// Name of the socket in the state directory.
 pub const SOCKET: &str = "server.sock";
 
@@ -107,7 +110,20 @@ async fn serve(state: &Path, until_idle: bool) -> io::Result<()> {
             }
         }
     };
-    unix_http::serve(listener, router, end).await?;
+    let (ending, mut ends) = tokio::sync::watch::channel(false);
+    let end = async move {
+        end.await;
+        let _ = ending.send(true);
+    };
+    // Whoever follows a session that is at work keeps his connection open: he finds the next server.
+    let cut = async {
+        let _ = ends.wait_for(|ends| *ends).await;
+        tokio::time::sleep(FOLLOWERS).await;
+    };
+    tokio::select! {
+        served = unix_http::serve(listener, router, end) => served?,
+        () = cut => {}
+    }
     let _ = fs::remove_file(state.join(SOCKET));
     Ok(())
 }

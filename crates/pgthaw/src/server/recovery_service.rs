@@ -13,18 +13,22 @@ use pgthaw_session::decide::{facts, step_of};
 use pgthaw_session::journal::{self, Journal};
 use pgthaw_session::observed::{Failure, Observed, Progress};
 use pgthaw_session::session::{Entry, Intent, Place, Record, ResolvedBackup};
-use pgthaw_session::{Action, AgentView, ExportRequest, Session, SessionState, Status, decide};
+use pgthaw_session::{
+    Action, AgentView, ExportRequest, RecoveryChoice, Session, SessionState, Status, decide,
+};
 use tokio::sync::{mpsc, watch};
 
 use super::agent_link::AgentLink;
 use super::mount_service;
 use super::sessions::{SessionsDirectory, new_marker};
-use crate::agent::{check, place, undo};
+use crate::agent::space::human_size;
+use crate::agent::{place, sealing, undo};
+use crate::internal::{self, Child};
 use crate::recovery_line::recovery_line;
 use crate::unix_http::ClientError;
 use crate::wire::{
     ApiError, Assignment, BackupFacts, CheckAnswer, CheckReport, CheckTask, CleanAnswer,
-    CleanedObject, LogLine,
+    CleanedObject, Finding, LogLine,
 };
 
 /// What a user can say to a session at work.
@@ -132,7 +136,15 @@ impl RecoveryService {
             request.recovery,
         )
         .await?;
-        refuse_usage(&request, &facts)?;
+        refuse_unknown(&request, &facts)?;
+        let task = CheckTask {
+            session: None,
+            request: request.clone(),
+            facts: facts.clone(),
+            delivered: Vec::new(),
+        };
+        let report = run_check(&task).await?;
+        refusal(&report)?;
         let (id, mut journal) = self.sessions.create().map_err(|err| failed(&err))?;
         let created = Entry::Created { id: id.clone(), request: Box::new(request.clone()) };
         let resolved = ResolvedBackup {
@@ -140,7 +152,8 @@ impl RecoveryService {
             postgres_major: facts.start.major,
             recovery_line: recovery_line(&facts, request.recovery),
         };
-        for entry in [created, Entry::Resolved(resolved), Entry::Attempt { number: 1 }] {
+        let begun = [created, Entry::Resolved(resolved), Entry::Attempt { number: 1 }];
+        for entry in begun.into_iter().chain(warnings(&report)).chain([Entry::Checked]) {
             journal.append(Timestamp::now(), entry).map_err(|err| failed(&err))?;
         }
         drop(journal);
@@ -159,7 +172,7 @@ impl RecoveryService {
             request.recovery,
         )
         .await?;
-        refuse_usage(&request, &facts)?;
+        refuse_unknown(&request, &facts)?;
         let recovery_line = recovery_line(&facts, request.recovery);
         let report =
             run_check(&CheckTask { session: None, request, facts, delivered: Vec::new() }).await?;
@@ -286,6 +299,7 @@ impl RecoveryService {
         }
         let session = Session::from_records(&records).ok_or_else(|| no_such(id))?;
         let log: Vec<LogLine> = records.iter().flat_map(log_line).collect();
+        let check = if session.checked { Progress::Done(()) } else { Progress::Absent };
         let (commands, receiver) = mpsc::unbounded_channel();
         let (publish, seen) =
             watch::channel(Seen { status: session.status(None), log: Arc::new(log) });
@@ -295,7 +309,7 @@ impl RecoveryService {
             directory: self.sessions.of(id),
             journal,
             session,
-            observed: Observed::default(),
+            observed: Observed { check, ..Observed::default() },
             facts: None,
             link: None,
             agent: None,
@@ -427,9 +441,13 @@ impl Worker {
     }
 
     async fn check(&mut self) -> Result<(), journal::JournalError> {
+        if let Some(bytes) = sealing::sealed_before(&self.session.request.target, &self.session.id)
+        {
+            return self.note(Entry::Sealed { bytes });
+        }
         let facts = match self.backup_facts().await {
             Ok(facts) => facts,
-            Err(err) => return self.give_up(Failure { message: err.message, hint: err.hint }),
+            Err(err) => return self.give_up(err.into()),
         };
         let task = CheckTask {
             session: Some(self.session.id.clone()),
@@ -437,22 +455,18 @@ impl Worker {
             facts,
             delivered: self.session.delivered(),
         };
-        self.observed.check = match run_check(&task).await {
-            Err(err) => Progress::Failed(Failure { message: err.message, hint: err.hint }),
+        let checked = match run_check(&task).await {
             Ok(report) => {
-                for warning in report.findings.iter().filter(|finding| !finding.error) {
-                    let remedy = warning
-                        .remedy
-                        .as_ref()
-                        .map(|remedy| format!(" ({remedy})"))
-                        .unwrap_or_default();
-                    self.note(Entry::Message(format!("warning: {}{remedy}", warning.message)))?;
+                for warning in warnings(&report) {
+                    self.note(warning)?;
                 }
-                match refusal(&report) {
-                    Some(failure) => Progress::Failed(failure),
-                    None => Progress::Done(()),
-                }
+                refusal(&report)
             }
+            Err(err) => Err(err),
+        };
+        self.observed.check = match checked {
+            Ok(()) => Progress::Done(()),
+            Err(err) => Progress::Failed(err.into()),
         };
         Ok(())
     }
@@ -460,7 +474,7 @@ impl Worker {
     async fn start_agent(&mut self) -> Result<(), journal::JournalError> {
         let facts = match self.backup_facts().await {
             Ok(facts) => facts,
-            Err(err) => return self.give_up(Failure { message: err.message, hint: err.hint }),
+            Err(err) => return self.give_up(err.into()),
         };
         let place = match place::choose_place(&self.session.id, &self.session.request, new_marker())
         {
@@ -489,7 +503,7 @@ impl Worker {
         match mount_service::map(request.repository.clone(), backup, request.recovery).await {
             Ok(map) => Ok(Some(map)),
             Err(err) => {
-                self.give_up(Failure { message: err.message, hint: err.hint })?;
+                self.give_up(err.into())?;
                 Ok(None)
             }
         }
@@ -505,7 +519,7 @@ impl Worker {
         match asked {
             Ok(()) => Ok(Next::Wait),
             Err(ClientError::Api(err)) => {
-                self.give_up(Failure { message: err.message, hint: err.hint })?;
+                self.give_up(err.into())?;
                 Ok(Next::Again)
             }
             Err(_) => Ok(Next::Wait),
@@ -515,7 +529,7 @@ impl Worker {
     /// Asks the agent to remove what it made and to end; then removes what is still there, if only because the agent is dead.
     async fn remove(&mut self, everything: bool) -> Result<(), journal::JournalError> {
         if let Some(link) = self.link.take() {
-            let _ = link.ask("gone", &()).await; // whatever it leaves is removed below
+            link.end().await;
         }
         (self.agent, self.observed.agent) = (None, None);
         let session = self.session.clone();
@@ -640,32 +654,50 @@ enum Next {
 
 /// Runs the check in a child, so that whatever it meets cannot hold the server up.
 async fn run_check(task: &CheckTask) -> Result<CheckReport, ApiError> {
-    let task = task.clone();
-    let ran = tokio::task::spawn_blocking(move || check::run(&task)).await;
-    ran.map_err(|err| ApiError {
-        message: format!("the check ended early: {err}"),
-        hint: None,
-        usage: false,
-    })
+    let report = internal::ask(Child::Check, None, task).await?;
+    serde_json::from_slice(&report)
+        .map_err(|err| ApiError::broken(format!("the check answered something else: {err}")))
 }
 
-/// All errors of a report as one failure.
-fn refusal(report: &CheckReport) -> Option<Failure> {
+/// A report's warnings, for the journal.
+fn warnings(report: &CheckReport) -> Vec<Entry> {
+    let warnings = report.findings.iter().filter(|finding| !finding.error);
+    warnings.map(|warning| Entry::Message(format!("warning: {}", with_remedy(warning)))).collect()
+}
+
+/// All errors of a report as one.
+///
+/// # Errors
+/// That one, unless there is none.
+fn refusal(report: &CheckReport) -> Result<(), ApiError> {
     let errors: Vec<_> = report.findings.iter().filter(|finding| finding.error).collect();
-    let first = errors.first()?;
-    let messages: Vec<&str> = errors.iter().map(|finding| finding.message.as_str()).collect();
-    Some(Failure { message: messages.join("\n"), hint: first.remedy.clone() })
+    let usage = errors.iter().any(|finding| finding.usage);
+    match errors[..] {
+        [] => Ok(()),
+        [only] => Err(ApiError { message: only.message.clone(), hint: only.remedy.clone(), usage }),
+        _ => {
+            let lines = errors.iter().map(|finding| format!("\n  {}", with_remedy(finding)));
+            let message =
+                format!("{} things refuse the export:{}", errors.len(), lines.collect::<String>());
+            Err(ApiError { message, hint: None, usage })
+        }
+    }
 }
 
-/// Refuses what is wrong with the request itself: names that the backup does not hold.
-fn refuse_usage(request: &ExportRequest, facts: &BackupFacts) -> Result<(), ApiError> {
-    let unknown: Vec<&str> = request
-        .databases
-        .iter()
-        .filter(|name| !facts.databases.iter().any(|database| database.name == **name))
-        .map(String::as_str)
-        .collect();
-    if unknown.is_empty() || facts.databases.is_empty() {
+fn with_remedy(finding: &Finding) -> String {
+    let remedy = finding.remedy.as_ref().map(|remedy| format!(" ({remedy})"));
+    format!("{}{}", finding.message, remedy.unwrap_or_default())
+}
+
+/// Refuses names that the backup does not hold, where it is not recovered beyond its end.
+fn refuse_unknown(request: &ExportRequest, facts: &BackupFacts) -> Result<(), ApiError> {
+    let held = |name: &String| facts.databases.iter().any(|database| database.name == *name);
+    let unknown: Vec<&str> =
+        request.databases.iter().filter(|name| !held(name)).map(String::as_str).collect();
+    if unknown.is_empty()
+        || facts.databases.is_empty()
+        || request.recovery == RecoveryChoice::Latest
+    {
         return Ok(());
     }
     let there: Vec<&str> =
@@ -711,8 +743,10 @@ fn log_line(record: &Record) -> Option<LogLine> {
         Entry::Database { name, error: Some(error), .. } => {
             format!("database {name} failed: {error}")
         }
-        Entry::Database { name, bytes, .. } => format!("database {name} delivered, {bytes} bytes"),
-        Entry::Sealed { bytes } => format!("export complete, {bytes} bytes"),
+        Entry::Database { name, bytes, .. } => {
+            format!("database {name} delivered, {}", human_size(*bytes))
+        }
+        Entry::Sealed { bytes } => format!("export complete, {}", human_size(*bytes)),
         Entry::GaveUp(failure) => format!("gave up: {failure}"),
         Entry::CancelAsked => "cancel".into(),
         Entry::State(state) => format!("{state:?}").to_lowercase(),

@@ -60,6 +60,7 @@ fn task() -> CheckTask {
     };
     let facts = BackupFacts {
         kind: "pgbackrest".into(),
+        stanza: None,
         backup,
         databases: vec![
             database("template1", 0),
