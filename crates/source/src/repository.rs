@@ -261,29 +261,6 @@ impl Repository {
     }
 }
 
-/// Chooses the newest of `backups`, or the one called `id`; `unfinished` tells of an id that is there but not listed.
-pub(crate) fn choose(
-    path: &Path,
-    backups: &[BackupInfo],
-    id: Option<&str>,
-    unfinished: impl Fn(&str) -> bool,
-) -> Result<BackupInfo, SourceError> {
-    let found = match id {
-        Some(id) => backups.iter().find(|backup| backup.id == id),
-        None => backups.last(),
-    };
-    let known = || backups.iter().map(|backup| backup.id.clone()).collect();
-    let path = path.to_path_buf();
-    match (found, id) {
-        (Some(found), _) => Ok(found.clone()),
-        (None, None) => Err(SourceError::NoBackups { path }),
-        (None, Some(id)) if unfinished(id) => {
-            Err(SourceError::Unfinished { path, id: id.into(), known: known() })
-        }
-        (None, Some(id)) => Err(SourceError::UnknownBackup { path, id: id.into(), known: known() }),
-    }
-}
-
 fn open_root(path: &Path) -> Result<Root, SourceError> {
     Root::open(path).map_err(|err| match err.kind() {
         io::ErrorKind::NotFound => SourceError::NoSuchRepository { path: path.to_path_buf() },

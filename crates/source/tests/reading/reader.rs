@@ -151,7 +151,7 @@ fn the_map_s_own_files_are_served_at_once() {
         assert!(reader.read_whole(file).is_err());
         assert_eq!(reader.coverage(file), Coverage::Damaged);
     }
-    assert_eq!(reader.read_whole(4).unwrap(), []);
+    assert_eq!(reader.read_whole(4).unwrap(), b"");
     assert_eq!(reader.statistics().files_damaged, 2);
 }
 

@@ -16,7 +16,7 @@ use self::directory::Directory;
 use super::objects::is_absent;
 use crate::error::SourceError;
 use crate::location::Location;
-use crate::repository::{Backup, BackupInfo, BackupType, WalWanted, choose};
+use crate::repository::{Backup, BackupInfo, BackupType, WalWanted};
 use crate::store::{Entry, Kind, Root};
 
 /// Names of a tar backup's main part.
@@ -89,10 +89,7 @@ impl BaseBackups {
         id: Option<&str>,
         wal: WalWanted,
     ) -> Result<Backup, SourceError> {
-        let chosen = choose(self.root.path(), &self.backups()?, id, |_| false)?;
-        let member = self.members.iter().find(|member| member.id == chosen.id);
-        let member = member
-            .ok_or_else(|| SourceError::NoBackups { path: self.root.path().to_path_buf() })?;
+        let (member, info) = self.choose(id)?;
         if member.form == Form::Tar {
             return Err(SourceError::Unsupported {
                 object: format!("`{}`", member.path.display()),
@@ -100,7 +97,23 @@ impl BaseBackups {
             });
         }
         let directory = Directory::read(&member.path, &self.location)?;
-        opening::open(directory, &self.location, chosen, wal)
+        opening::open(directory, &self.location, info, wal)
+    }
+
+    /// Finds the backup `id`, or the newest. To describe a backup is to read much of it, so no other is unless needed.
+    fn choose(&self, id: Option<&str>) -> Result<(&Member, BackupInfo), SourceError> {
+        let id = match (id, &self.members[..]) {
+            (Some(id), _) => id.to_owned(),
+            (None, [only]) => only.id.clone(),
+            (None, _) => self.backups()?.pop().map(|info| info.id).unwrap_or_default(),
+        };
+        let member = self.members.iter().find(|member| member.id == id);
+        let member = member.ok_or_else(|| SourceError::UnknownBackup {
+            path: self.root.path().to_path_buf(),
+            id,
+            known: self.members.iter().map(|member| member.id.clone()).collect(),
+        })?;
+        Ok((member, self.info(member)))
     }
 
     fn info(&self, member: &Member) -> BackupInfo {

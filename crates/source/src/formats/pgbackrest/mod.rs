@@ -28,7 +28,7 @@ use super::relation::relation_file;
 use super::wal::{Segment, SegmentSize, WalFile};
 use crate::error::SourceError;
 use crate::map::MapFile;
-use crate::repository::{Backup, BackupInfo, BackupLabel, WalPresented, WalWanted, choose};
+use crate::repository::{Backup, BackupInfo, BackupLabel, WalPresented, WalWanted};
 use crate::store::{Kind, Root};
 
 /// Longest info file that is read, in bytes.
@@ -106,15 +106,25 @@ impl PgBackRest {
     ) -> Result<Backup, SourceError> {
         let mut notes = Vec::new();
         let listed = self.listed(&mut notes)?;
-        let infos: Vec<BackupInfo> = listed.iter().map(|listed| listed.info.clone()).collect();
-        let chosen = choose(self.root.path(), &infos, id, |id| {
-            info::is_label(id) && self.root.metadata(self.in_backup(id)).is_ok()
-        })?;
-        let listed = listed.into_iter().find(|listed| listed.info.id == chosen.id);
-        let listed = listed
-            .ok_or_else(|| SourceError::NoBackups { path: self.root.path().to_path_buf() })?;
+        let listed = self.choose(listed, id)?;
         let manifest = self.manifest(&listed, &mut notes)?;
         self.assemble(&listed, manifest, wal, notes)
+    }
+
+    /// Finds the backup `id`, or the newest.
+    fn choose(&self, mut listed: Vec<Listed>, id: Option<&str>) -> Result<Listed, SourceError> {
+        let path = self.root.path().to_path_buf();
+        let Some(id) = id else { return listed.pop().ok_or(SourceError::NoBackups { path }) };
+        if let Some(at) = listed.iter().position(|listed| listed.info.id == id) {
+            return Ok(listed.swap_remove(at));
+        }
+        let known = listed.into_iter().map(|listed| listed.info.id).collect();
+        let id = id.to_owned();
+        if info::is_label(&id) && self.root.metadata(self.in_backup(&id)).is_ok() {
+            Err(SourceError::Unfinished { path, id, known })
+        } else {
+            Err(SourceError::UnknownBackup { path, id, known })
+        }
     }
 
     fn assemble(
