@@ -5,10 +5,10 @@ mod support;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use pgthaw_mountfs::{FaultKind, Tree};
+use pgthaw_mountfs::{FaultKind, FileSystem, Owner, ROOT, Tree};
 use rustix::fs::Advice;
 use rustix::io::Errno;
 use support::{Mounted, Pattern, SmallDisk, Trouble, until};
@@ -202,6 +202,37 @@ fn nothing_else_waits_for_a_stalled_lower_and_abort_ends_the_waiting() {
     assert!(mounted.fs.faults().iter().all(|fault| fault.kind == FaultKind::Aborted));
     assert!(mounted.told.lock().unwrap().is_empty(), "an abort is no fault to be told of");
     lower.gate.set_shut(false);
+}
+
+#[test]
+fn abort_answers_and_counts_each_waiting_operation() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut tree = Tree::new();
+    plant(&mut tree);
+    let lower = Pattern::default();
+    lower.gate.set_shut(true);
+    let owner = Owner { uid: 0, gid: 0 };
+    let layer = directory.path().join("layer");
+    let fs = FileSystem::new(tree, Arc::new(lower.clone()), &layer, owner, Box::new(|_| {}));
+    let fs = Arc::new(fs.unwrap());
+    fs.start_workers(2).unwrap();
+    let base = fs.lookup(ROOT, b"base").unwrap().ino;
+    let (sender, receiver) = mpsc::channel();
+    for file in 0..10 {
+        let ino = fs.lookup(base, format!("{file}").as_bytes()).unwrap().ino;
+        let (reads, writes) = (sender.clone(), sender.clone());
+        fs.read(ino, 5, 100, move |result| reads.send(result.map(drop)).unwrap());
+        fs.write(ino, 5, b"inside a page", move |result| writes.send(result).unwrap());
+    }
+    lower.gate.wait_until_waiting(2);
+    assert!(receiver.try_recv().is_err());
+    fs.abort();
+    let answers: Vec<_> = receiver.try_iter().collect();
+    assert_eq!(answers, vec![Err(Errno::IO); 20]);
+    assert_eq!((fs.fault_count(), fs.poisoned()), (20, false));
+    lower.gate.set_shut(false); // two workers come back and find their replies given
+    drop(sender);
+    assert!(receiver.recv_timeout(Duration::from_secs(5)).is_err(), "nobody is answered twice");
 }
 
 #[test]

@@ -237,6 +237,10 @@ impl Pair {
             }
         }
         assert_eq!((&found[0].0[..], &found[1].0[..]), (".", ".."));
+        assert_eq!(found[0].1, self.real(directory));
+        if let Some(parent) = self.model.parent(directory) {
+            assert_eq!(found[1].1, self.real(parent));
+        }
         let mut found = found.split_off(2);
         found.sort();
         let want: Vec<_> = self.model.entries(directory).unwrap().clone().into_iter().collect();

@@ -83,6 +83,12 @@ impl Model {
         entries.flatten().filter(|named| **named == ino).count()
     }
 
+    /// Returns the directory that holds `ino`.
+    pub fn parent(&self, ino: u64) -> Option<u64> {
+        let holds = |node: &Node| matches!(node, Node::Directory(entries) if entries.values().any(|named| *named == ino));
+        self.nodes.iter().find(|(_, node)| holds(node)).map(|(parent, _)| *parent)
+    }
+
     pub fn unlink(&mut self, parent: u64, name: &str) -> Answer<()> {
         if self.is_directory(self.child(parent, name)?) {
             return Err(Errno::ISDIR);
