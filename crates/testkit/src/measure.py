@@ -13,6 +13,7 @@ def io_counters():
 
 
 before, begin, status, first_end = io_counters(), time.monotonic(), None, None
+started = time.time()
 child = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ)
 while True:
     try:
@@ -23,7 +24,7 @@ while True:
         status, first_end = result, time.monotonic()
 after, cpu = io_counters(), resource.getrusage(resource.RUSAGE_CHILDREN)
 usage = {name: after[name] - before[name] for name in ("rchar", "wchar", "read_bytes", "write_bytes")}
-usage.update(seconds=first_end - begin, seconds_of_all=time.monotonic() - begin, user=cpu.ru_utime, system=cpu.ru_stime)
+usage.update(started=started, seconds=first_end - begin, seconds_of_all=time.monotonic() - begin, user=cpu.ru_utime, system=cpu.ru_stime)
 with open(sys.argv[1], "w") as report:
     json.dump(usage, report)
 code = os.waitstatus_to_exitcode(status)

@@ -13,6 +13,8 @@ pub struct Usage {
     pub read_bytes: u64,
     /// Bytes sent towards storage.
     pub write_bytes: u64,
+    /// When it started, in seconds since 1970.
+    pub started: f64,
     /// Wall seconds until the command itself ended.
     pub seconds: f64,
     /// Wall seconds until the last of its descendants ended.
