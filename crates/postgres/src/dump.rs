@@ -1,7 +1,7 @@
 //! Runs pg_dump: its start, what it says while it works, its end.
 //!
 //! [`Dump::start`], then [`Dump::wait`] or [`Dump::stop`]. Nothing of a database is final before its pg_dump
-//! has exited with 0. The command line is made in [`crate::dump_arguments`].
+//! has exited with 0. The command line is made in `dump_arguments.rs`.
 
 use std::collections::VecDeque;
 use std::io;

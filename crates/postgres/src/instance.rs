@@ -363,23 +363,31 @@ impl Instance {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        self.remove_shared_memory();
+        // children of a server that others have killed end by themselves, a moment after it
+        while !self.remove_shared_memory() {
+            if Instant::now() > end {
+                tracing::warn!("shared memory of the server {} is still used", self.child.id().pid);
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         Ok(())
     }
 
-    /// Removes the segment that a killed server leaves; one in a namespace of its own ends with it.
-    fn remove_shared_memory(&self) {
+    /// Removes the segment that a killed server leaves; one in a namespace of its own ends with it. Returns
+    /// whether nothing is left that its children may still use.
+    fn remove_shared_memory(&self) -> bool {
         if self.isolation.has_own_ipc() {
-            return;
+            return true;
         }
         let owner = self.plan.os_user.as_ref().map(|user| user.uid);
         let owner = owner.unwrap_or_else(|| rustix::process::geteuid().as_raw());
         match shared_memory::remove_of(self.child.id().pid, owner) {
-            Ok(0) => {}
-            Ok(count) => {
-                tracing::info!("removed {count} shared memory segment(s) of a killed server")
+            Ok(removal) => removal.in_use == 0,
+            Err(error) => {
+                tracing::warn!("look for shared memory of a server that has ended: {error}");
+                true
             }
-            Err(error) => tracing::warn!("look for shared memory of a killed server: {error}"),
         }
     }
 

@@ -15,20 +15,31 @@ struct Segment {
     owner: u32,
 }
 
-/// Removes the segments that process `creator` of user `owner` made and nobody uses; returns how many.
+/// What became of a process' segments.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Removal {
+    /// Segments that were removed.
+    pub removed: usize,
+    /// Segments that some process still uses: its children, which have not noticed yet that it has ended.
+    pub in_use: usize,
+}
+
+/// Removes the segments that process `creator` of user `owner` made and nobody uses.
 ///
 /// Ask only about a process of ours that has ended just now: numbers of processes are used again.
 ///
 /// # Errors
 /// If the kernel's list cannot be read or a segment not be removed.
-pub fn remove_of(creator: u32, owner: u32) -> io::Result<usize> {
+pub fn remove_of(creator: u32, owner: u32) -> io::Result<Removal> {
     let list = match fs::read_to_string("/proc/sysvipc/shm") {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0), // no System V IPC at all
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Removal::default()), // no System V IPC
         list => list?,
     };
-    let mut removed = 0;
-    for segment in parse(&list) {
-        if (segment.creator, segment.owner, segment.attached) != (creator, owner, 0) {
+    let mut removal = Removal::default();
+    let all = parse(&list).into_iter();
+    for segment in all.filter(|segment| (segment.creator, segment.owner) == (creator, owner)) {
+        if segment.attached > 0 {
+            removal.in_use += 1;
             continue;
         }
         // SAFETY: IPC_RMID takes no buffer.
@@ -38,9 +49,9 @@ pub fn remove_of(creator: u32, owner: u32) -> io::Result<usize> {
                 return Err(error);
             }
         }
-        removed += 1;
+        removal.removed += 1;
     }
-    Ok(removed)
+    Ok(removal)
 }
 
 /// Reads the list; its first line names the columns, whose order is taken from there.
@@ -88,10 +99,10 @@ mod tests {
             parse(&list).iter().any(|segment| segment.id == id)
         };
         assert!(there());
-        assert_eq!(remove_of(own, uid + 1).unwrap(), 0);
-        assert_eq!(remove_of(u32::MAX, uid).unwrap(), 0);
+        assert_eq!(remove_of(own, uid + 1).unwrap(), Removal::default());
+        assert_eq!(remove_of(u32::MAX, uid).unwrap(), Removal::default());
         assert!(there());
-        assert_eq!(remove_of(own, uid).unwrap(), 1);
+        assert_eq!(remove_of(own, uid).unwrap(), Removal { removed: 1, in_use: 0 });
         assert!(!there());
     }
 }
