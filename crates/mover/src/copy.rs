@@ -10,6 +10,8 @@ use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use rustix::fs::{Advice, Mode};
 use sha2::{Digest, Sha256};
@@ -23,6 +25,8 @@ const BUFFER: usize = 256 << 10;
 const GROUP_FILES: usize = 128;
 /// A group ends when it holds this many bytes, so that they are still being written back when it is synced.
 const GROUP_BYTES: u64 = 64 << 20;
+/// Most threads that sync and read back the files of a group: they wait for the disk nearly all the time.
+const SYNC_THREADS: usize = 16;
 
 /// What to do with a file that an earlier attempt left at the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,7 +76,7 @@ pub fn copy_verified(
 }
 
 /// Delivers `files` from `source` into `target`, mode 0600, each verified by reading it back; `done` gets each file's index
-/// once it is. The names become durable with the directory's own sync ([`crate::Staging::publish_database`]).
+/// once it is. The names become durable with the directory's own sync ([`crate::TargetDirectory::publish_database`]).
 ///
 /// # Errors
 /// The first failure ends it. Files already reported stay, all others that this call made are removed.
@@ -96,10 +100,9 @@ pub fn copy_all_verified(
             bytes += written;
         }
         let count = group.written.len();
-        for at in 0..count {
-            done(from + at, group.verify(at, &mut buffer)?);
+        for (at, on_disk) in group.read_back().into_iter().enumerate() {
+            done(from + at, group.verify(at, on_disk, &mut buffer, progress)?);
         }
-        group.written.clear(); // all verified: nothing to remove
         from += count;
     }
     Ok(())
@@ -113,7 +116,10 @@ pub fn sha256_of(file: &mut impl Read) -> io::Result<(u64, [u8; 32])> {
     hash_rest(file, &mut vec![0; BUFFER])
 }
 
-/// Files written and not yet verified; what is left in it when it is dropped is removed from the target.
+/// Length and SHA-256.
+type Content = (u64, [u8; 32]);
+
+/// Files at the target that are not yet verified. What we wrote and did not verify is removed when this is dropped.
 struct Group<'a> {
     source: &'a Directory,
     target: &'a Directory,
@@ -122,11 +128,12 @@ struct Group<'a> {
 
 struct Written<'a> {
     name: &'a str,
+    /// `None` before it is created, and once it is verified.
     file: Option<File>,
-    bytes: u64,
-    sha256: [u8; 32],
+    /// What the source holds.
+    content: Content,
+    /// Whether it was there before and is only believed to be equal.
     reused: bool,
-    verified: bool,
 }
 
 impl<'a> Group<'a> {
@@ -139,63 +146,107 @@ impl<'a> Group<'a> {
     ) -> Result<u64, MoveError> {
         let CopyFile { name, reuse } = file;
         let source = Source::open(self.source, name)?;
-        if let Some(there) = self.target.find_file(name)? {
-            let length =
-                there.metadata().map_err(|err| self.target.error("stat", name, err))?.len();
-            if reuse == Reuse::IfEqual && length == source.before.len() {
-                let (bytes, sha256) = source.hash(buffer)?;
-                // One that cannot be read back is as good as a different one.
-                if read_back(&there, self.target, name, buffer)
-                    .is_ok_and(|on_disk| on_disk == (bytes, sha256))
-                {
-                    rustix::fs::fchmod(&there, Mode::from_raw_mode(0o600))
-                        .map_err(|err| self.target.error("change mode of", name, err))?;
-                    self.written.push(Written {
-                        name,
-                        file: None,
-                        bytes,
-                        sha256,
-                        reused: true,
-                        verified: true,
-                    });
-                    report(progress, bytes, || self.target.join(name))?;
-                    return Ok(0);
-                }
+        if reuse == Reuse::IfEqual
+            && let Some(there) = self.target.find_file(name)?
+        {
+            let found = there.metadata().map_err(|err| self.target.error("stat", name, err))?;
+            if found.len() == source.before.len() {
+                let content = source.hash(buffer)?;
+                let (file, reused) = (Some(there), true);
+                self.written.push(Written { name, file, content, reused });
+                return Ok(0);
             }
-            self.target.remove_file(name)?;
         }
-        let new = self.target.create_file(name)?;
-        self.written.push(Written {
-            name,
-            file: None,
-            bytes: 0,
-            sha256: [0; 32],
-            reused: false,
-            verified: false,
-        });
-        let (bytes, sha256) = source.copy(&new, self.target, name, buffer, progress)?;
-        // Starts writing back what is dirty, without waiting.
-        let _ = rustix::fs::fadvise(new.as_fd(), 0, None, Advice::DontNeed);
-        let last = self.written.last_mut().expect("pushed above");
-        (last.file, last.bytes, last.sha256) = (Some(new), bytes, sha256);
-        Ok(bytes)
+        let at = self.written.len();
+        let content = (0, [0; 32]);
+        self.written.push(Written { name, file: None, content, reused: false });
+        self.write_new(at, &source, buffer, progress)
     }
 
-    fn verify(&mut self, at: usize, buffer: &mut [u8]) -> Result<Delivered, MoveError> {
-        let Written { name, bytes, sha256, reused, .. } = self.written[at];
-        if let Some(file) = self.written[at].file.take()
-            && read_back(&file, self.target, name, buffer)? != (bytes, sha256)
-        {
+    /// Writes the file `at`, which replaces any that is there, and returns its length.
+    fn write_new(
+        &mut self,
+        at: usize,
+        source: &Source,
+        buffer: &mut [u8],
+        progress: &mut Progress,
+    ) -> Result<u64, MoveError> {
+        let written = &mut self.written[at];
+        (written.file, written.reused) = (None, false);
+        // Refuses what is no file, such as a directory or a link.
+        if self.target.find_file(written.name)?.is_some() {
+            self.target.remove_file(written.name)?;
+        }
+        let new = written.file.insert(self.target.create_file(written.name)?);
+        written.content = source.copy(new, self.target, written.name, buffer, progress)?;
+        // Starts writing back what is dirty, without waiting.
+        let _ = rustix::fs::fadvise(new.as_fd(), 0, None, Advice::DontNeed);
+        Ok(written.content.0)
+    }
+
+    /// Syncs all files and reads them back, several at a time: a disk flushes once for all that wait for it.
+    fn read_back(&self) -> Vec<Result<Content, MoveError>> {
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let (mut buffer, mut found) = (vec![0; BUFFER], Vec::new());
+            loop {
+                let at = next.fetch_add(1, Ordering::Relaxed);
+                let Some(Written { name, file, .. }) = self.written.get(at) else { return found };
+                let file = file.as_ref().expect("written before it is read back");
+                found.push((at, read_back(file, self.target, name, &mut buffer)));
+            }
+        };
+        let mut found = thread::scope(|threads| {
+            let others = self.written.len().min(SYNC_THREADS).saturating_sub(1);
+            let others: Vec<_> = (0..others).map(|_| threads.spawn(work)).collect();
+            let mut found = work();
+            for thread in others {
+                found.extend(thread.join().expect("reading a file back does not panic"));
+            }
+            found
+        });
+        found.sort_by_key(|(at, _)| *at);
+        found.into_iter().map(|(_, result)| result).collect()
+    }
+
+    /// Judges what was read back; a file that was there before and differs, or cannot be read, is written anew.
+    fn verify(
+        &mut self,
+        at: usize,
+        on_disk: Result<Content, MoveError>,
+        buffer: &mut [u8],
+        progress: &mut Progress,
+    ) -> Result<Delivered, MoveError> {
+        let Written { name, content, reused, .. } = self.written[at];
+        let on_disk = match on_disk {
+            Ok(found) if reused && found == content => {
+                let file = self.written[at].file.as_ref().expect("it was read back");
+                rustix::fs::fchmod(file, Mode::from_raw_mode(0o600))
+                    .map_err(|err| self.target.error("change mode of", name, err))?;
+                report(progress, content.0, || self.target.join(name))?;
+                found
+            }
+            _ if reused => {
+                self.write_new(at, &Source::open(self.source, name)?, buffer, progress)?;
+                let file = self.written[at].file.as_ref().expect("just written");
+                read_back(file, self.target, name, buffer)?
+            }
+            found => found?,
+        };
+        let Written { file, content, reused, .. } = &mut self.written[at];
+        if on_disk != *content {
             return Err(MoveError::Differs { path: self.target.join(name) });
         }
-        self.written[at].verified = true;
-        Ok(Delivered { bytes, sha256, reused })
+        *file = None;
+        Ok(Delivered { bytes: content.0, sha256: content.1, reused: *reused })
     }
 }
 
 impl Drop for Group<'_> {
     fn drop(&mut self) {
-        for written in self.written.iter().filter(|written| !written.verified) {
+        for written in
+            self.written.iter().filter(|written| written.file.is_some() && !written.reused)
+        {
             if let Err(err) = self.target.remove_file(written.name) {
                 tracing::warn!("partial file stays behind: {err}");
             }
@@ -222,7 +273,7 @@ impl Source {
         Ok(Self { path, file, before })
     }
 
-    fn hash(&self, buffer: &mut [u8]) -> Result<(u64, [u8; 32]), MoveError> {
+    fn hash(&self, buffer: &mut [u8]) -> Result<Content, MoveError> {
         let mut file = &self.file;
         let found = hash_rest(&mut file, buffer).and_then(|found| file.rewind().map(|()| found));
         let found = found.map_err(|err| MoveError::source("read", &self.path, err))?;
@@ -237,7 +288,7 @@ impl Source {
         name: &str,
         buffer: &mut [u8],
         progress: &mut Progress,
-    ) -> Result<(u64, [u8; 32]), MoveError> {
+    ) -> Result<Content, MoveError> {
         let mut from = &self.file;
         let mut hash = Sha256::new();
         let mut bytes = 0;
@@ -274,7 +325,7 @@ fn read_back(
     target: &Directory,
     name: &str,
     buffer: &mut [u8],
-) -> Result<(u64, [u8; 32]), MoveError> {
+) -> Result<Content, MoveError> {
     file.sync_all().map_err(|err| target.error("sync", name, err))?;
     // Where the file system keeps the pages (tmpfs has no other place), reading back still proves the write.
     let _ = rustix::fs::fadvise(file.as_fd(), 0, None, Advice::DontNeed);
@@ -284,7 +335,7 @@ fn read_back(
         .map_err(|err| target.error("read back", name, err))
 }
 
-fn hash_rest(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<(u64, [u8; 32])> {
+fn hash_rest(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<Content> {
     let mut hash = Sha256::new();
     let mut bytes = 0;
     loop {

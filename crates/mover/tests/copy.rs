@@ -270,3 +270,27 @@ proptest! {
         prop_assert_eq!(fs::read(lab.target.join("f")).unwrap(), source);
     }
 }
+
+#[test]
+fn a_failure_keeps_what_an_earlier_attempt_delivered() {
+    let lab = Lab::new();
+    fs::write(lab.dump.join("done"), "done").unwrap();
+    lab.copy("done", Reuse::Never).unwrap();
+    let (dump, target) =
+        (Directory::open_source(&lab.dump).unwrap(), Directory::open(&lab.target).unwrap());
+    let files = ["done", "absent"].map(|name| CopyFile { name, reuse: Reuse::IfEqual });
+    let mut progress = |_| ControlFlow::Continue(());
+    copy_all_verified(&files, &dump, &target, &mut progress, &mut |_, _| {}).unwrap_err();
+    assert_eq!(names(&lab.target), ["done"]);
+}
+
+#[test]
+fn what_is_no_file_is_neither_replaced_nor_removed() {
+    let lab = Lab::new();
+    fs::write(lab.dump.join("f"), "content").unwrap();
+    fs::create_dir(lab.target.join("f")).unwrap();
+    for reuse in [Reuse::Never, Reuse::IfEqual] {
+        assert!(matches!(lab.copy("f", reuse), Err(MoveError::Exists { .. })));
+        assert!(lab.target.join("f").is_dir());
+    }
+}
