@@ -255,6 +255,9 @@ pub struct StartFacts {
     pub major: u32,
     /// Archive recovery with a target; otherwise a clean shutdown's or an atomic snapshot's plain start.
     pub archive_recovery: bool,
+    /// Crash recovery, of an atomic snapshot: whether it met all the WAL there is must be looked at afterwards.
+    #[serde(default)]
+    pub crash_recovery: bool,
     /// The timeline to recover on.
     pub timeline: u32,
     /// `max_prepared_transactions` of the cluster.

@@ -21,7 +21,8 @@ use pgthaw_session::observed::{Failure, InstanceReady, RecoveryEnd, SelectedData
 use tokio::task::JoinHandle;
 
 use super::{Agent, begin_once};
-use crate::internal::source::with_causes;
+use crate::internal::source::{LaterWal, SourceTask, with_causes};
+use crate::internal::{self, Child};
 
 /// Connections beside pg_dump's workers and its leader: ours, and some in reserve.
 const OWN_CONNECTIONS: u32 = 6;
@@ -119,6 +120,9 @@ async fn recover(agent: Arc<Agent>) -> Result<InstanceReady, Failure> {
     }
     agent.show(|view| view.recovering = None);
     let end = recovery_end(&agent, &instance)?;
+    if facts.start.crash_recovery {
+        refuse_later_wal(&agent, &end).await?;
+    }
     let request = &agent.assignment.request;
     let names: Vec<String> =
         facts.databases.iter().filter(|d| d.allows_connections).map(|d| d.name.clone()).collect();
@@ -272,6 +276,29 @@ fn refuse_early_end(last: &str, done: Lsn, start: &crate::wire::StartFacts) -> R
     }
     Err(Failure::new(format!("recovery ended in WAL segment {reached}, but {last} is archived: the WAL between is damaged"))
         .hint("recover to the end of the backup, or have the archive checked"))
+}
+
+/// Crash recovery takes unreadable WAL for the end of WAL, too: no later page of it may lie in `pg_wal`.
+async fn refuse_later_wal(agent: &Agent, end: &RecoveryEnd) -> Result<(), Failure> {
+    let assignment = &agent.assignment;
+    let task = SourceTask::LaterWal {
+        repository: assignment.request.repository.clone(),
+        backup: assignment.facts.backup.id.clone(),
+        after: end.lsn.clone(),
+    };
+    let owner = super::mounting::repository_owner(assignment).map_err(failed)?;
+    let answer = internal::ask(Child::Source, Some(owner), &task).await?;
+    let later: LaterWal = serde_json::from_slice(&answer).map_err(failed)?;
+    match later.page {
+        None => Ok(()),
+        Some(page) => Err(Failure::new(format!(
+            "recovery ended at {}, but pg_wal goes on at {page}: the WAL between is damaged",
+            end.lsn
+        ))
+        .hint(
+            "the snapshot was not taken at one instant, or its WAL is damaged: use another backup",
+        )),
+    }
 }
 
 /// The LSN at which the segment called `name` begins; 0 for a name that is none.

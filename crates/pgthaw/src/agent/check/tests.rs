@@ -51,6 +51,7 @@ fn task() -> CheckTask {
     let start = StartFacts {
         major: 15,
         archive_recovery: true,
+        crash_recovery: false,
         timeline: 1,
         max_prepared_transactions: 0,
         block_size: 8192,
