@@ -139,7 +139,8 @@ pub fn parse_line(line: &str) -> DumpEvent {
     while let Some(rest) = text.trim_start().strip_prefix("pg_dump:") {
         text = rest;
     }
-    let own = text.len() != line.len();
+    // a text whose name stands on the line before begins with the space between them, or with nothing
+    let own = text.len() != line.len() || text.starts_with(' ') || text.starts_with("executing ");
     let text = text.trim_start();
     if let Some(rest) = text.strip_prefix("dumping contents of table ") {
         let name = rest.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(rest);
@@ -332,6 +333,8 @@ mod tests {
                 finished("TABLE DATA", "orders"),
             ),
             (" dumping contents of table \"public.orders\"", begun("public.orders")),
+            (" executing SELECT 1", note("executing SELECT 1")),
+            (" error: x", message(" error: x")),
             ("pg_dump: pg_dump: error: x", message("pg_dump: pg_dump: error: x")),
             ("LINE 1: SELECT", message("LINE 1: SELECT")),
         ];

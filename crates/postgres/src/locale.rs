@@ -404,7 +404,7 @@ mod tests {
 
         let nothing = plan(&[c, english, plain, unknown], &Sources::default());
         assert_eq!(nothing, LocalePlan::default(), "all are installed");
-        let both = plan(&[english, german.clone(), plain], &sources());
+        let both = plan(&[english, german, plain], &sources());
         assert_eq!(
             built(&both),
             ["de_DE.UTF-8", "en_US.UTF-8"],

@@ -301,7 +301,8 @@ async fn dumps(lab: &Lab, instance: &Instance) {
     let mut dump = Dump::start(&plan, move |event| sink.lock().unwrap().push(event)).unwrap();
     let end = dump.wait().await.unwrap();
     let events = std::mem::take(&mut *events.lock().unwrap());
-    assert!(end.status.success() && end.messages.is_empty(), "{end:?}");
+    let complaint = |line: &String| line.contains("error: ") || line.contains("warning: ");
+    assert!(end.status.success() && !end.messages.iter().any(complaint), "{end:?}");
     let begun = |table: &str| events.contains(&DumpEvent::TableBegun { table: table.into() });
     assert!(begun("public.orders") && begun("public.Far Away"), "{events:?}");
     let finished = DumpEvent::ItemFinished { what: "TABLE DATA".into(), name: "orders".into() };
@@ -370,7 +371,10 @@ fn the_same_works_without_root() {
     let directory = tempfile::Builder::new().prefix("pgu").tempdir_in("/tmp").unwrap();
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let program = directory.path().join("test");
-    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    // copied by a process of its own: a child that another test forks right now would keep our descriptor
+    // open for writing, and the program could not be run ("text file busy")
+    let own = std::env::current_exe().unwrap();
+    assert!(Command::new("cp").arg(own).arg(&program).status().unwrap().success());
     let mut command = Command::new(&program);
     command.args([
         "--exact",
