@@ -163,6 +163,8 @@ const FIXED: &[Fixed] = &[
     Fixed("recovery_target_action", "promote", ALL, ALL),
     Fixed("recovery_target_inclusive", "on", ALL, ALL),
     Fixed("recovery_min_apply_delay", "0", ALL, ALL),
+    // it would read pages ahead that the WAL before brings whole: each such read decodes a neighbour's file from its start
+    Fixed("recovery_prefetch", "off", 15, ALL),
     Fixed("promote_trigger_file", "", ALL, 15),
     Fixed("ignore_invalid_pages", "off", 13, ALL),
     // replay of a subscriber's commits needs a place for each of its origins; none here is FATAL
