@@ -1,6 +1,7 @@
 //! The command line as people type it: commands, options and their help.
 //!
 //! Owns spelling and help; leaves what the values mean to [`super::values`] and what becomes of them to [`super::requests`].
+#![allow(rustdoc::invalid_html_tags)] // the doc comments here are the help that a terminal shows
 
 use std::path::PathBuf;
 

@@ -83,7 +83,7 @@ pub fn size(text: &str) -> Result<u64, String> {
     }
 }
 
-/// Reads a compression as pg_dump's `-Z` takes it: a level, or METHOD[:DETAIL]. Whether the backup's pg_dump knows the
+/// Reads a compression as pg_dump's `-Z` takes it: a level, or `METHOD[:DETAIL]`. Whether the backup's pg_dump knows the
 /// method is found out by the check.
 pub fn compression(text: &str) -> Result<String, String> {
     let (method, detail) =
