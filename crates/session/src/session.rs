@@ -238,13 +238,18 @@ impl Session {
                         (*state, *bytes, error.clone());
                 }
             }
-            Entry::Sealed { bytes } => self.sealed = Some(*bytes),
+            Entry::Sealed { bytes } => {
+                // Complete is complete, whatever ended the attempt meanwhile.
+                self.sealed = Some(*bytes);
+                (self.intent, self.failure) = (Intent::Run, None);
+            }
             Entry::GaveUp(failure) => {
                 self.failure = Some(failure.clone());
                 if self.intent == Intent::Run {
                     self.intent = Intent::GiveUp(failure.clone());
                 }
             }
+            Entry::CancelAsked if self.sealed.is_some() => self.state = SessionState::Running,
             Entry::CancelAsked => {
                 (self.intent, self.state) = (Intent::Cancel, SessionState::Canceling)
             }

@@ -306,11 +306,15 @@ fn a_cancel_at_any_turn_leaves_nothing() {
             let action = decide(&world.session, &seen);
             world.act(action);
         }
-        if world.session.sealed.is_some() {
-            continue; // a complete export is no longer canceled
-        }
         world.note(Entry::CancelAsked);
         world.run();
+        if world.sealed > 0 {
+            // A complete export is no longer canceled, whether or not the journal knew of it.
+            assert_eq!(world.session.state, SessionState::Succeeded, "after {turns} turns");
+            assert_eq!(world.published.len(), DATABASES.len(), "after {turns} turns");
+            assert!(!world.place_exists && world.agent.is_none(), "after {turns} turns");
+            continue;
+        }
         assert_eq!(world.session.state, SessionState::Canceled, "after {turns} turns");
         assert!(
             world.published.is_empty() && !world.place_exists && world.agent.is_none(),

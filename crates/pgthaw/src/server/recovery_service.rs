@@ -22,7 +22,8 @@ use super::agent_link::AgentLink;
 use super::mount_service;
 use super::sessions::{SessionsDirectory, new_marker};
 use crate::agent::space::human_size;
-use crate::agent::{place, sealing, undo};
+use crate::agent::undo::{self, Undone};
+use crate::agent::{place, sealing};
 use crate::internal::{self, Child};
 use crate::recovery_line::recovery_line;
 use crate::unix_http::ClientError;
@@ -441,9 +442,8 @@ impl Worker {
     }
 
     async fn check(&mut self) -> Result<(), journal::JournalError> {
-        if let Some(bytes) = sealing::sealed_before(&self.session.request.target, &self.session.id)
-        {
-            return self.note(Entry::Sealed { bytes });
+        if sealing::sealed_before(&self.session.request.target, &self.session.id).is_some() {
+            return self.remove(false).await; // which finds that it is complete
         }
         let facts = match self.backup_facts().await {
             Ok(facts) => facts,
@@ -534,7 +534,13 @@ impl Worker {
         (self.agent, self.observed.agent) = (None, None);
         let session = self.session.clone();
         let undone = tokio::task::spawn_blocking(move || undo::undo(&session, everything)).await;
-        let failures = undone.unwrap_or_else(|err| vec![format!("removing ended early: {err}")]);
+        let Undone { failed: failures, sealed } = undone.unwrap_or_else(|err| Undone {
+            failed: vec![format!("removing ended early: {err}")],
+            sealed: None,
+        });
+        if let (Some(bytes), None) = (sealed, self.session.sealed) {
+            self.note(Entry::Sealed { bytes })?;
+        }
         for failure in &failures {
             self.note(Entry::Message(format!("could not remove: {failure}")))?;
         }

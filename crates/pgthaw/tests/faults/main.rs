@@ -1,0 +1,6 @@
+//! What is killed, interrupted or canceled at any moment: at worst a retry is needed, and nothing is left.
+
+mod kills;
+mod lab;
+#[path = "../support/mod.rs"]
+mod support;
