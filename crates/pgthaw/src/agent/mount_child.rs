@@ -41,7 +41,7 @@ impl MountChild {
         ids: (u32, u32),
         marker: &str,
         log: &Path,
-        broken: impl Fn(String) + Send + 'static,
+        broken: impl Fn(Failure) + Send + 'static,
     ) -> Result<Self, Failure> {
         let failed = |err: io::Error| Failure::new(format!("start the mount's process: {err}"));
         let mut command = internal::command(Child::Mount);
@@ -70,12 +70,12 @@ impl MountChild {
         thread::spawn(move || {
             for line in BufReader::new(output).lines() {
                 match line.ok().and_then(|line| serde_json::from_str(&line).ok()) {
-                    Some(MountEvent::Fault { message }) => broken(message),
+                    Some(MountEvent::Fault { message, hint }) => broken(Failure { message, hint }),
                     Some(event) => drop(sender.send(event)), // nobody waits for it any more
                     None => break,
                 }
             }
-            broken("the process that serves the mount has ended".into());
+            broken(Failure::new("the process that serves the mount has ended"));
         });
         let told = send(&mut input, &task).and_then(|()| input.write_all(map));
         let child = Self {

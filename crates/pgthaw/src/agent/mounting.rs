@@ -60,7 +60,7 @@ fn mount(agent: &Arc<Agent>) -> Result<(), Failure> {
         map_bytes: 0,
     };
     let told = agent.clone();
-    let broken = move |message: String| told.broken(Failure::new(message));
+    let broken = move |failure: Failure| told.broken(failure);
     let log = place.work_directory.join("agent").join("mount.log");
     let child = MountChild::start(task, device, &map, owner, &place.marker, &log, broken)?;
     *lock(&agent.mount) = Some(Arc::new(child));

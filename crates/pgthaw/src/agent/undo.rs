@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use pgthaw_mover::{EXPORT_JSON, MoveError, SHA256SUMS, TargetDirectory};
+use pgthaw_mover::{EXPORT_JSON, GLOBALS_SQL, MoveError, SHA256SUMS, TargetDirectory};
 use pgthaw_session::Session;
 
 use super::dumping::moving;
@@ -83,8 +83,13 @@ fn published(session: &Session) -> Vec<String> {
     }
     let kept =
         TargetDirectory::kept_names(&session.request.target, &session.id).unwrap_or_default();
+    // A database that is still staged has not got its name: what is called so is somebody else's.
+    let staging = staging(session);
+    let is_staged =
+        |name: &String| name != GLOBALS_SQL && staging.join(name).symlink_metadata().is_ok();
+    let kept = kept.into_iter().filter(|name| !is_staged(name));
     // The last two are written with the staging directory still there, and only into a directory that was empty before.
-    kept.into_iter().chain([SHA256SUMS, EXPORT_JSON].map(str::to_owned)).collect()
+    kept.chain([SHA256SUMS, EXPORT_JSON].map(str::to_owned)).collect()
 }
 
 fn staging(session: &Session) -> PathBuf {

@@ -64,6 +64,8 @@ pub enum MountEvent {
     Fault {
         /// What happened to which file.
         message: String,
+        /// What to do about it.
+        hint: Option<String>,
     },
     /// The answer to [`MountCommand::Report`].
     Report(MountReport),
@@ -138,8 +140,9 @@ fn serve() -> io::Result<()> {
     let reader = Arc::new(Reader::new(Arc::new(store), source.map.files, task.cache_bytes));
     let (uid, gid) = task.owner;
     let told = events.clone();
-    let on_fault =
-        Box::new(move |fault: &Fault| told.send(&MountEvent::Fault { message: fault_text(fault) }));
+    let on_fault = Box::new(move |fault: &Fault| {
+        told.send(&MountEvent::Fault { message: fault_text(fault), hint: fault_hint(fault) })
+    });
     let lower = Arc::new(Backup::new(reader.clone()));
     let fs = Arc::new(FileSystem::new(
         tree,
@@ -207,6 +210,17 @@ fn fault_text(fault: &Fault) -> String {
         FaultKind::NoSpace => format!("no room for `{path}` in the write layer: {error}"),
         FaultKind::Poisoned | FaultKind::Aborted => format!("`{path}` was refused: {error}"),
     }
+}
+
+/// What to do about a fault, where that is known.
+fn fault_hint(fault: &Fault) -> Option<String> {
+    let full = matches!(fault.kind, FaultKind::Write | FaultKind::NoSpace)
+        && ["No space left on device", "Disk quota exceeded"]
+            .iter()
+            .any(|sign| fault.error.to_string().contains(sign));
+    full.then(|| {
+        "make room there and retry, or cancel and export again with another --work-dir".into()
+    })
 }
 
 /// The backup's files as what lies below the mount. After each read one thread decodes ahead, if the reads go on in sequence.

@@ -4,13 +4,10 @@
 
 use rustix::process::{Signal, kill_process};
 
-use crate::lab::{Attack, Judge, Victim};
+use crate::lab::{Attack, Judge, STEPS, Victim};
 use crate::support::Pgthaw;
 
 const DATABASES: [&str; 2] = ["sales", "crm"];
-
-/// The steps of a session, as its journal calls them; each is followed by the way to a complete export.
-const STEPS: [&str; 5] = ["mount", "recover", "dump", "deliver", "clean"];
 
 /// Kills `victim` at each of `steps`. Without it the attempt fails, except where it had done its part already; `retry` completes.
 fn fails_and_is_retried(victim: Victim, steps: &[&str]) {
@@ -69,6 +66,7 @@ fn a_process_of_postgresql_is_killed() {
 #[test]
 fn pg_dump_is_killed() {
     fails_and_is_retried(Victim::PgDump, &["dump"]);
+    fails_and_is_retried(Victim::DumpWorker, &["dump"]);
 }
 
 #[test]

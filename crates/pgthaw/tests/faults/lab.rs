@@ -16,6 +16,9 @@ use crate::support::{Pgthaw, text};
 /// How long anything here may take.
 const LIMIT: Duration = Duration::from_secs(90);
 
+/// The steps of a session from its first process on, as its journal calls them.
+pub const STEPS: [&str; 5] = ["mount", "recover", "dump", "deliver", "clean"];
+
 /// A process that takes part in an export.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Victim {
@@ -33,6 +36,8 @@ pub enum Victim {
     /// A process of PostgreSQL that answers pg_dump or us.
     Backend,
     PgDump,
+    /// A worker of pg_dump.
+    DumpWorker,
 }
 
 /// One export with a state, a work and a dump directory of its own.
@@ -121,6 +126,11 @@ impl Attack {
         if victim == Victim::CommandLine {
             return Pid::from_raw(self.cli.id().cast_signed()).into_iter().collect();
         }
+        if victim == Victim::DumpWorker {
+            let mut pids = self.pids(Victim::PgDump);
+            pids.sort_by_key(|pid| pid.as_raw_nonzero());
+            return pids.split_off(pids.len().min(1)); // workers are forked by the first
+        }
         let state = format!("XDG_STATE_HOME={}", self.pgthaw.scratch.join("state").display());
         let marker = self.marker();
         let has =
@@ -138,7 +148,7 @@ impl Attack {
                 })
             };
             match victim {
-                Victim::CommandLine => false,
+                Victim::CommandLine | Victim::DumpWorker => false,
                 Victim::Server => ours("serve"),
                 Victim::Source => ours("internal\0source"),
                 Victim::Check => ours("internal\0check"),
@@ -155,6 +165,7 @@ impl Attack {
                 Victim::PgDump => {
                     let Some(marker) = &marker else { return false };
                     read("comm") == b"pg_dump\n"
+                        && !has(&line, "-V") // pg_dumpall asks for its version
                         && has(&read("environ"), &format!("PGTHAW_SESSION={marker}"))
                 }
             }

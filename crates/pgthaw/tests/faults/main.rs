@@ -2,5 +2,6 @@
 
 mod kills;
 mod lab;
+mod stops;
 #[path = "../support/mod.rs"]
 mod support;
