@@ -5,7 +5,7 @@
 //! name by one rename.
 
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -74,6 +74,10 @@ pub fn begin(agent: Arc<Agent>, database: String) -> Json<()> {
     if begins {
         tokio::spawn(async move {
             let delivered = dump_and_deliver(&agent, &database).await;
+            if delivered.is_err() {
+                // What is no use any more must not take the next database's room; what stays goes with the session.
+                let _ = tokio::fs::remove_dir_all(dump_output(&agent, &database)).await;
+            }
             agent.database(&database, |view| match delivered {
                 Ok(bytes) => {
                     (view.bytes_dumped, view.bytes_delivered) = (bytes, bytes);
@@ -159,7 +163,7 @@ async fn dump_plan(agent: &Agent, database: &str) -> Result<DumpPlan, Failure> {
         binaries: running.binaries.clone(),
         endpoint: running.endpoint.clone(),
         database: database.to_owned(),
-        output: agent.assignment.place.dump_directory.join(file_name_for_database(database)),
+        output: dump_output(agent, database),
         jobs: request.jobs,
         compress: request.compress.clone(),
         encoding: None,
@@ -168,6 +172,11 @@ async fn dump_plan(agent: &Agent, database: &str) -> Result<DumpPlan, Failure> {
         lock_wait_timeout: LOCK_WAIT,
         marker: agent.assignment.place.marker.clone(),
     })
+}
+
+/// Where pg_dump saves `database`.
+fn dump_output(agent: &Agent, database: &str) -> PathBuf {
+    agent.assignment.place.dump_directory.join(file_name_for_database(database))
 }
 
 fn tell(agent: &Agent, database: &str, event: DumpEvent) {

@@ -208,13 +208,14 @@ fn fault_text(fault: &Fault) -> String {
         }
         FaultKind::Write => format!("what PostgreSQL wrote to `{path}` could not be kept: {error}"),
         FaultKind::NoSpace => format!("no room for `{path}` in the write layer: {error}"),
-        FaultKind::Poisoned | FaultKind::Aborted => format!("`{path}` was refused: {error}"),
+        FaultKind::Poisoned => format!("`{path}` was {error}"), // refused after a lost write
+        FaultKind::Aborted => format!("`{path}` was refused: {error}"),
     }
 }
 
 /// What to do about a fault, where that is known.
 fn fault_hint(fault: &Fault) -> Option<String> {
-    let full = matches!(fault.kind, FaultKind::Write | FaultKind::NoSpace)
+    let full = matches!(fault.kind, FaultKind::Write | FaultKind::NoSpace | FaultKind::Poisoned)
         && ["No space left on device", "Disk quota exceeded"]
             .iter()
             .any(|sign| fault.error.to_string().contains(sign));
