@@ -1,6 +1,7 @@
-//! Checksums of what was delivered, kept in the staging directory until `SHA256SUMS` is written.
+//! What is known of each delivered database, kept in the staging directory until `SHA256SUMS` and `export.json` are written:
+//! the checksums of its files, and a note of the caller's.
 //!
-//! They are written just before a database gets its name, so that a retry knows what an attempt that was killed in that
+//! Both are written just before a database gets its name, so that a retry knows what an attempt that was killed in that
 //! moment has published, and need not deliver it again.
 
 use std::collections::BTreeSet;
@@ -14,8 +15,9 @@ use crate::names::file_name_for_database;
 use crate::sums::{SumEntry, format_sha256sums, parse_sha256sums};
 use crate::target::TargetDirectory;
 
-/// The directory in the staging directory that holds them. No database's directory begins with a dot.
-const KEPT: &str = ".sums";
+/// The directories in the staging directory that hold them. No database's directory begins with a dot.
+const SUMS: &str = ".sums";
+const NOTES: &str = ".notes";
 
 impl TargetDirectory {
     /// Keeps the checksums of what will be published as `name`, durably.
@@ -23,14 +25,7 @@ impl TargetDirectory {
     /// # Errors
     /// As the file system says.
     pub fn keep_sums(&self, name: &str, sums: &[SumEntry]) -> Result<(), MoveError> {
-        let (directory, made) = self.staging().ensure_directory(KEPT)?;
-        directory.remove_file(name)?;
-        let mut file = directory.create_file(name)?;
-        let written =
-            file.write_all(format_sha256sums(sums).as_bytes()).and_then(|()| file.sync_all());
-        written.map_err(|err| directory.error("write", name, err))?;
-        directory.sync()?;
-        if made { self.staging().sync() } else { Ok(()) }
+        self.keep(SUMS, name, &format_sha256sums(sums))
     }
 
     /// Returns the checksums kept under `name`; nothing where none were kept.
@@ -38,11 +33,42 @@ impl TargetDirectory {
     /// # Errors
     /// As the file system says, and [`MoveError::BadListing`].
     pub fn kept_sums(&self, name: &str) -> Result<Option<Vec<SumEntry>>, MoveError> {
-        let Some(directory) = self.staging().find_directory(KEPT)? else { return Ok(None) };
+        let Some(text) = self.kept(SUMS, name)? else { return Ok(None) };
+        parse_sha256sums(&self.staging().join(SUMS).join(name), &text).map(Some)
+    }
+
+    /// Keeps a note beside the checksums of `name`, durably.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn keep_note(&self, name: &str, note: &str) -> Result<(), MoveError> {
+        self.keep(NOTES, name, note)
+    }
+
+    /// Returns the note kept under `name`; nothing where there is none.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn kept_note(&self, name: &str) -> Result<Option<String>, MoveError> {
+        self.kept(NOTES, name)
+    }
+
+    fn keep(&self, kind: &str, name: &str, text: &str) -> Result<(), MoveError> {
+        let (directory, made) = self.staging().ensure_directory(kind)?;
+        directory.remove_file(name)?;
+        let mut file = directory.create_file(name)?;
+        let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
+        written.map_err(|err| directory.error("write", name, err))?;
+        directory.sync()?;
+        if made { self.staging().sync() } else { Ok(()) }
+    }
+
+    fn kept(&self, kind: &str, name: &str) -> Result<Option<String>, MoveError> {
+        let Some(directory) = self.staging().find_directory(kind)? else { return Ok(None) };
         let Some(mut file) = directory.find_file(name)? else { return Ok(None) };
         let mut text = String::new();
         file.read_to_string(&mut text).map_err(|err| directory.error("read", name, err))?;
-        parse_sha256sums(&directory.join(name), &text).map(Some)
+        Ok(Some(text))
     }
 
     /// Returns the bytes of `database` if an earlier attempt has published it: its checksums were kept, and its files are
@@ -84,7 +110,7 @@ impl TargetDirectory {
         let staging =
             Directory::open(path)?.find_directory(&crate::target::staging_name(session))?;
         let Some(staging) = staging else { return Ok(Vec::new()) };
-        match staging.find_directory(KEPT)? {
+        match staging.find_directory(SUMS)? {
             Some(directory) => directory.names(),
             None => Ok(Vec::new()),
         }
@@ -106,6 +132,9 @@ mod tests {
         let staged = target.database("crm").unwrap();
         fs::write(staged.join("toc.dat"), b"toc").unwrap();
         let sha256 = sha256_of(&mut &b"toc"[..]).unwrap().1;
+        assert_eq!(target.kept_note("crm").unwrap(), None);
+        target.keep_note("crm", "a note").unwrap();
+        assert_eq!(target.kept_note("crm").unwrap().as_deref(), Some("a note"));
         target.keep_sums("crm", &[SumEntry { path: "crm/toc.dat".into(), sha256 }]).unwrap();
         target.publish_database("crm", &["toc.dat"]).unwrap();
         assert_eq!(target.published_before("crm").unwrap(), Some(3));

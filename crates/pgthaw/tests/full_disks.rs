@@ -65,8 +65,11 @@ fn fails_until_there_is_room(full: Full, kilobytes: u64) {
     let session = pgthaw.session();
     assert_eq!(session["state"], "failed", "{case}: {session}");
     let directory = directory.display().to_string();
-    let (error, hint) =
-        (session["error"].as_str().unwrap(), session["hint"].as_str().unwrap_or(""));
+    // A database that failed tells why; what befell the session as a whole, the session.
+    let failed = session["databases"].as_array().into_iter().flatten();
+    let own = failed.filter_map(|database| database["error"].as_str()).next();
+    let error = own.or(session["error"].as_str()).unwrap();
+    let hint = session["hint"].as_str().unwrap_or("");
     assert!(error.contains(&directory), "{case}: the directory is not named: {error}");
     assert!(
         error.contains("full") || error.contains("no room") || error.contains("No space"),

@@ -170,6 +170,29 @@ pub struct DumpEnd {
     pub messages: Vec<String>,
 }
 
+impl DumpEnd {
+    /// Returns in one line why pg_dump failed: its first error, with the server's own words where it only says that there are some.
+    pub fn reason(&self) -> String {
+        let after = |message: &String, word: &str| {
+            message.split_once(word).map(|(_, rest)| rest.trim().to_owned())
+        };
+        let Some(error) = self.messages.iter().find_map(|message| after(message, "error: ")) else {
+            return format!("pg_dump ended with {}", self.status);
+        };
+        let server = self
+            .messages
+            .iter()
+            .find_map(|message| after(message, "detail: Error message from server: "));
+        match (error.strip_suffix("PQgetResult() failed."), server) {
+            (Some(what), Some(server)) => {
+                let server = server.strip_prefix("ERROR:").unwrap_or(&server).trim_start();
+                format!("pg_dump: {what}{server}")
+            }
+            _ => format!("pg_dump: {error}"),
+        }
+    }
+}
+
 /// A running pg_dump with its workers, which share its process group. Dropping it ends them.
 #[derive(Debug)]
 pub struct Dump {
@@ -302,6 +325,39 @@ async fn read_lines(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_failure_is_told_in_one_line() {
+        use std::os::unix::process::ExitStatusExt;
+        let cases: [(&[&str], &str); 4] = [
+            (&[], "pg_dump ended with exit status: 1"),
+            (
+                &[
+                    "pg_dump: error: Dumping the contents of table \"message\" failed: PQgetResult() failed.",
+                    "pg_dump: detail: Error message from server: ERROR:  invalid page in block 1 of relation base/1/2",
+                    "pg_dump: detail: Command was: COPY public.message (id) TO stdout;",
+                    "pg_dump: error: a worker process died unexpectedly",
+                ],
+                "pg_dump: Dumping the contents of table \"message\" failed: invalid page in block 1 of relation base/1/2",
+            ),
+            (
+                &[
+                    "pg_dump: warning: there are circular foreign-key constraints",
+                    "pg_dump: error: query failed: ERROR:  x",
+                ],
+                "pg_dump: query failed: ERROR:  x",
+            ),
+            (
+                &["pg_dump: error: could not write to file: No space left on device"],
+                "pg_dump: could not write to file: No space left on device",
+            ),
+        ];
+        for (messages, want) in cases {
+            let messages = messages.iter().map(|message| (*message).to_owned()).collect();
+            let end = DumpEnd { status: ExitStatus::from_raw(1 << 8), messages };
+            assert_eq!(end.reason(), want);
+        }
+    }
 
     #[test]
     fn reads_what_pg_dump_says() {

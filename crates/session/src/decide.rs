@@ -164,11 +164,12 @@ fn dumps(session: &Session, agent: &AgentView, globals_run: bool) -> Action {
     }
 }
 
+/// Each failed database tells its own reason; what to do about the first is said for all.
 fn partly(failed: &[&str], all: usize, first: Option<&Failure>) -> Failure {
-    let why = first.map(|failure| format!(": {failure}")).unwrap_or_default();
     let names = failed.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    let databases = if all == 1 { "database" } else { "databases" };
     let hint = first.and_then(|failure| failure.hint.clone());
-    Failure { message: format!("{} of {all} databases failed ({names}){why}", failed.len()), hint }
+    Failure { message: format!("{} of {all} {databases} failed: {names}", failed.len()), hint }
 }
 
 /// The first failure that ends the attempt: anything but a single database's.

@@ -259,10 +259,12 @@ impl Reader {
         }
     }
 
-    /// Returns why files were found damaged so far, in the order of [`Reader::files`]; also those that no read has met
-    /// yet.
-    pub fn damaged(&self) -> Vec<ReadError> {
-        self.states.iter().filter_map(|state| state.get()?.failed.get().cloned()).collect()
+    /// Returns which files were found damaged so far and why, in the order of [`Reader::files`]; also those whose damage no
+    /// read has met yet.
+    pub fn damaged(&self) -> Vec<(usize, ReadError)> {
+        let failed = |state: &OnceLock<Box<State>>| state.get()?.failed.get().cloned();
+        let files = self.states.iter().enumerate();
+        files.filter_map(|(file, state)| Some((file, failed(state)?))).collect()
     }
 
     /// Returns what this reader did so far.

@@ -282,6 +282,9 @@ fn detect(root: &Root, entries: &[store::Entry]) -> Result<Kind, SourceError> {
     }
     let found = if has("backup.info") || has("archive.info") || has("backup.manifest") {
         "it lies inside a pgBackRest repository; name the directory that holds `backup` and `archive`"
+    } else if has("backup") && has("archive") {
+        "it looks like a pgBackRest repository, but `backup/<stanza>/backup.info` is missing: no backup was \
+         finished yet, or the file was lost"
     } else {
         "neither `backup/<stanza>/backup.info` (pgBackRest) nor `PG_VERSION` and `global/pg_control` \
          (pg_basebackup), here or one directory below"

@@ -19,6 +19,7 @@ use pgthaw_session::observed::{Failure, Progress};
 use tokio::sync::watch;
 
 use super::{Agent, begin_once, lock};
+use crate::internal::mount::{CoverageCount, DamagedFile};
 use crate::internal::source::with_causes;
 
 /// How often a running pg_dump is looked at when no file is finished.
@@ -100,7 +101,7 @@ async fn dump_and_deliver(agent: &Arc<Agent>, database: &str) -> Result<u64, Fai
     if let Some(bytes) = blocking(agent, database, delivered_before).await? {
         return Ok(bytes);
     }
-    let plan = dump_plan(agent, database).await?;
+    let (plan, oid) = dump_plan(agent, database).await?;
     let output = plan.output.clone();
     let finished = FinishedFiles::watch(&output).map_err(moving)?;
     let events = (agent.clone(), database.to_owned());
@@ -135,8 +136,9 @@ async fn dump_and_deliver(agent: &Arc<Agent>, database: &str) -> Result<u64, Fai
         let rest = finished.rest().map_err(moving)?;
         let mover = Mover::open(agent, database, &output)?;
         mover.copy(&rest, &mut files)?;
-        refuse_faults(agent)?;
-        mover.publish(&files)?;
+        let verified = verify(agent, oid)?;
+        refuse_faults(agent, &[oid])?;
+        mover.publish(&files, verified)?;
         std::fs::remove_dir_all(&output)
             .map_err(|err| Failure::new(format!("remove `{}`: {err}", output.display())))?;
         Ok(files.iter().map(|file| file.bytes).sum())
@@ -155,23 +157,47 @@ async fn blocking<T: Send + 'static>(
     done.unwrap_or_else(|err| Err(Failure::new(format!("delivering ended early: {err}"))))
 }
 
-async fn dump_plan(agent: &Agent, database: &str) -> Result<DumpPlan, Failure> {
+/// How to dump `database`, and its OID.
+async fn dump_plan(agent: &Agent, database: &str) -> Result<(DumpPlan, u32), Failure> {
     let running = agent.running.lock().await;
     let running = running.as_ref().ok_or_else(|| Failure::new("the instance does not run"))?;
+    let known = running
+        .databases
+        .get(database)
+        .ok_or_else(|| Failure::new(format!("`{database}` is not among the selected databases")))?;
     let request = &agent.assignment.request;
-    Ok(DumpPlan {
+    let plan = DumpPlan {
         binaries: running.binaries.clone(),
         endpoint: running.endpoint.clone(),
         database: database.to_owned(),
         output: dump_output(agent, database),
         jobs: request.jobs,
         compress: request.compress.clone(),
-        encoding: None,
+        encoding: Some(known.encoding.clone()),
         arguments: request.pg_dump_arguments.clone(),
         os_user: super::recovering::os_user_of(agent),
         lock_wait_timeout: LOCK_WAIT,
         marker: agent.assignment.place.marker.clone(),
-    })
+    };
+    Ok((plan, known.oid))
+}
+
+/// Reads and verifies every file of the database whole, where that was asked for; returns what vouches for its files.
+fn verify(agent: &Agent, oid: u32) -> Result<CoverageCount, Failure> {
+    let mount = agent.mount()?;
+    if agent.assignment.request.verify_source {
+        let wrong = mount.verify(vec![oid])?;
+        if let Some(first) = wrong.first() {
+            let count = wrong.len();
+            let what = if count == 1 { "file of the backup is" } else { "files of the backup are" };
+            return Err(Failure::new(format!("{count} {what} damaged: {first}")).hint(
+                "export from another backup, and have the repository checked by its own tool",
+            ));
+        }
+    }
+    let report = mount.report()?;
+    let own = report.coverage.iter().find(|(database, _)| *database == oid);
+    Ok(own.map(|(_, count)| *count).unwrap_or_default())
 }
 
 /// Where pg_dump saves `database`.
@@ -260,11 +286,13 @@ impl<'a> Mover<'a> {
     }
 
     /// Gives the database its name in the target; where an earlier export is replaced, that waits for the seal.
-    fn publish(&self, files: &[DeliveredFile]) -> Result<(), Failure> {
+    fn publish(&self, files: &[DeliveredFile], verified: CoverageCount) -> Result<(), Failure> {
         let directory = file_name_for_database(self.database);
         let path = |file: &DeliveredFile| format!("{directory}/{}", file.name);
         let sums: Vec<_> =
             files.iter().map(|file| SumEntry { path: path(file), sha256: file.sha256 }).collect();
+        let note = serde_json::to_string(&verified).expect("it is plain data");
+        self.target.keep_note(&directory, &note).map_err(moving)?;
         self.target.keep_sums(&directory, &sums).map_err(moving)?;
         if self.agent.assignment.request.replace {
             return Ok(());
@@ -294,16 +322,23 @@ pub fn target(agent: &Agent) -> Result<Arc<TargetDirectory>, Failure> {
     Ok(opened.insert(Arc::new(target)).clone())
 }
 
-/// Whatever pg_dump's exit code: a mount that could not answer a read makes what was dumped worthless.
-pub fn refuse_faults(agent: &Agent) -> Result<(), Failure> {
-    let faults = agent.mount()?.report()?.faults;
-    let broken = agent.view.borrow().broken.clone();
-    match (broken, faults) {
-        (Some(failure), _) => Err(failure),
-        (None, 0) => Ok(()),
-        (None, faults) => {
-            Err(Failure::new(format!("the mount could not answer {faults} requests")))
-        }
+/// Whatever pg_dump's exit code: a mount that could not answer a request makes what was dumped worthless, and so does a damaged
+/// file of these databases (by OID) or of the shared catalogs, even if no read has met the damage.
+pub fn refuse_faults(agent: &Agent, databases: &[u32]) -> Result<(), Failure> {
+    let report = agent.mount()?.report()?;
+    if let Some(failure) = agent.view.borrow().broken.clone() {
+        return Err(failure);
+    }
+    if report.faults > 0 {
+        let faults = report.faults;
+        return Err(Failure::new(format!("the mount could not answer {faults} requests")));
+    }
+    let concerns =
+        |damage: &&DamagedFile| damage.database == 0 || databases.contains(&damage.database);
+    match report.damaged.iter().find(concerns) {
+        None => Ok(()),
+        Some(damage) => Err(Failure::new(&damage.message)
+            .hint("export from another backup, and have the repository checked by its own tool")),
     }
 }
 
@@ -312,20 +347,31 @@ fn refuse_bad_end(
     output: &Path,
     end: Result<pgthaw_postgres::dump::DumpEnd, DumpError>,
 ) -> Result<(), Failure> {
-    let message = match end {
+    let (reason, said) = match end {
         Ok(end) if end.status.success() => return Ok(()),
-        Ok(end) => format!("pg_dump ended with {}: {}", end.status, end.messages.join("; ")),
-        Err(err) => with_causes(&err),
+        Ok(end) => (end.reason(), end.messages.join("\n")),
+        Err(err) => (with_causes(&err), String::new()),
     };
     if let Some(failure) = agent.view.borrow().broken.clone() {
         return Err(failure); // pg_dump only met its consequence
     }
-    Err(dump_directory_failure(output.parent().unwrap_or(output), &message))
+    // What PostgreSQL says of a page whose checksum is wrong (bufmgr.c, bufpage.c).
+    if said.contains("invalid page in block") {
+        return Err(Failure::new(reason).hint(
+            "the backup holds a damaged page: let its own tool verify it, export from another backup, or leave the table's data out with --exclude-table-data",
+        ));
+    }
+    let full = FULL.iter().find(|sign| said.contains(**sign) && !reason.contains(**sign));
+    let reason = full.map_or(reason.clone(), |sign| format!("{reason}: {sign}"));
+    Err(dump_directory_failure(output.parent().unwrap_or(output), &reason))
 }
+
+/// What the system says of a full disk.
+const FULL: [&str; 2] = ["No space left on device", "Disk quota exceeded"];
 
 /// A failure while the dump was saved in `directory`, which may be full.
 fn dump_directory_failure(directory: &Path, message: &str) -> Failure {
-    if message.contains("No space left on device") || message.contains("Disk quota exceeded") {
+    if FULL.iter().any(|sign| message.contains(sign)) {
         return Failure::new(format!(
             "the dump's directory `{}` is full: {message}",
             directory.display()

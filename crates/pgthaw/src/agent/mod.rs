@@ -50,6 +50,8 @@ use recovering::Running;
 
 /// How long an agent goes on without being asked anything.
 const LEASE: Duration = Duration::from_secs(24 * 60 * 60);
+/// Ending that takes longer than this is told in the agent's log.
+const SLOW: Duration = Duration::from_secs(3);
 /// How long `observe` waits for something newer.
 pub const OBSERVE_LIMIT: Duration = Duration::from_secs(5);
 
@@ -192,12 +194,20 @@ impl Agent {
     /// Ends everything that runs: pg_dump, then whatever waits for the mount, then PostgreSQL, then the mount.
     async fn end_everything(&self) {
         self.gone.send_replace(true);
+        let begun = tokio::time::Instant::now();
         let mount = lock(&self.mount).take();
         if let Some(mount) = &mount {
             mount.kill(); // first, so that nothing waits for a page that will never come
         }
+        let killed = begun.elapsed();
         if let Some(running) = self.running.lock().await.take() {
             running.ended().await;
+        }
+        if begun.elapsed() > SLOW {
+            let server = begun.elapsed() - killed;
+            eprintln!(
+                "ending took long: {killed:.1?} for the mount's process, {server:.1?} for PostgreSQL"
+            );
         }
         if mount.is_some()
             && let Err(err) = pgthaw_mountfs::unmount(&self.assignment.place.mountpoint, true)

@@ -33,8 +33,8 @@ pub struct Running {
     pub binaries: Binaries,
     /// Where it answers, as the superuser.
     pub endpoint: Endpoint,
-    /// OIDs of the selected databases.
-    pub oids: BTreeMap<String, u32>,
+    /// The selected databases that can be dumped, by name.
+    pub databases: BTreeMap<String, inspect::Database>,
     /// A role that was made for this session and that `globals.sql` leaves out.
     temporary_role: Option<String>,
     watcher: JoinHandle<()>,
@@ -120,7 +120,8 @@ async fn recover(agent: Arc<Agent>) -> Result<InstanceReady, Failure> {
     }
     agent.show(|view| view.recovering = None);
     let end = recovery_end(&agent, &instance)?;
-    if facts.start.crash_recovery {
+    let latest = agent.assignment.request.recovery == RecoveryChoice::Latest;
+    if facts.start.crash_recovery || (latest && end.replayed) {
         refuse_later_wal(&agent, &end).await?;
     }
     let request = &agent.assignment.request;
@@ -142,7 +143,7 @@ async fn recover(agent: Arc<Agent>) -> Result<InstanceReady, Failure> {
     *agent.running.lock().await = Some(Running {
         binaries,
         endpoint,
-        oids: inspected.oids,
+        databases: inspected.usable,
         temporary_role: superuser.temporary.then_some(superuser.name),
         watcher,
     });
@@ -278,12 +279,13 @@ fn refuse_early_end(last: &str, done: Lsn, start: &crate::wire::StartFacts) -> R
         .hint("recover to the end of the backup, or have the archive checked"))
 }
 
-/// Crash recovery takes unreadable WAL for the end of WAL, too: no later page of it may lie in `pg_wal`.
+/// PostgreSQL takes unreadable WAL for the end of WAL: no later page of it may lie in `pg_wal`.
 async fn refuse_later_wal(agent: &Agent, end: &RecoveryEnd) -> Result<(), Failure> {
     let assignment = &agent.assignment;
     let task = SourceTask::LaterWal {
         repository: assignment.request.repository.clone(),
         backup: assignment.facts.backup.id.clone(),
+        recovery: assignment.request.recovery,
         after: end.lsn.clone(),
     };
     let owner = super::mounting::repository_owner(assignment).map_err(failed)?;
@@ -291,14 +293,27 @@ async fn refuse_later_wal(agent: &Agent, end: &RecoveryEnd) -> Result<(), Failur
     let later: LaterWal = serde_json::from_slice(&answer).map_err(failed)?;
     match later.page {
         None => Ok(()),
-        Some(page) => Err(Failure::new(format!(
-            "recovery ended at {}, but pg_wal goes on at {page}: the WAL between is damaged",
-            end.lsn
-        ))
-        .hint(
-            "the snapshot was not taken at one instant, or its WAL is damaged: use another backup",
-        )),
+        Some(page) => {
+            let hint = match assignment.facts.start.crash_recovery {
+                true => {
+                    "the snapshot was not taken at one instant, or its WAL is damaged: use another backup"
+                }
+                false => "recover to the end of the backup, or have the archive checked",
+            };
+            let (facts, done) = (&assignment.facts.start, &end.lsn);
+            let segment = segment_of(done, facts).unwrap_or_else(|| done.clone());
+            let message = format!(
+                "recovery ended at {done}, but the WAL goes on at {page}: the WAL between is damaged (segment {segment} or the next)"
+            );
+            Err(Failure::new(message).hint(hint))
+        }
     }
+}
+
+/// The name of the WAL segment that holds `lsn`.
+fn segment_of(lsn: &str, start: &crate::wire::StartFacts) -> Option<String> {
+    let size = SegmentSize::try_from(u32::try_from(start.segment_size).ok()?).ok()?;
+    Some(pgthaw_postgres::lsn::segment_name(start.timeline, lsn.parse().ok()?, size))
 }
 
 /// The LSN at which the segment called `name` begins; 0 for a name that is none.
@@ -312,7 +327,7 @@ fn segment_start(name: &str, segment: SegmentSize) -> u64 {
 
 struct Inspected {
     databases: Vec<SelectedDatabase>,
-    oids: BTreeMap<String, u32>,
+    usable: BTreeMap<String, inspect::Database>,
     rolled_back: Vec<String>,
     warnings: Vec<String>,
 }
@@ -346,7 +361,7 @@ async fn inspect_all(agent: &Agent, endpoint: &Endpoint) -> Result<Inspected, Fa
     }
     let mut inspected = Inspected {
         databases: Vec::new(),
-        oids: BTreeMap::new(),
+        usable: BTreeMap::new(),
         rolled_back,
         warnings: Vec::new(),
     };
@@ -360,7 +375,7 @@ async fn inspect_all(agent: &Agent, endpoint: &Endpoint) -> Result<Inspected, Fa
             }
             None => unusable(&name, "does not exist at the point that was recovered to"),
             Some(database) => {
-                inspected.oids.insert(name.clone(), database.oid);
+                inspected.usable.insert(name.clone(), database.clone());
                 inspect_one(agent, endpoint, database, &mut inspected.warnings).await?
             }
         };

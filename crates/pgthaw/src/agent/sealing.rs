@@ -1,6 +1,5 @@
 //! The verb `seal`: everything is verified that can be, then `SHA256SUMS` and, last of all, `export.json` are written.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,7 +13,7 @@ use serde::Serialize;
 
 use super::dumping::{moving, refuse_faults, target};
 use super::{Agent, begin_once};
-use crate::internal::mount::{CoverageCount, MountReport};
+use crate::internal::mount::CoverageCount;
 
 /// What `export.json` says. Its keys are part of the command line's contract.
 #[derive(Debug, Serialize)]
@@ -79,8 +78,8 @@ pub fn begin(agent: Arc<Agent>) -> Json<()> {
         let Some(running) = running.as_ref() else {
             return Err(Failure::new("the instance does not run"));
         };
-        let (oids, pg_dump) = (running.oids.clone(), running.binaries.version.clone());
-        let sealing = work.clone();
+        let (sealing, pg_dump) = (work.clone(), running.binaries.version.clone());
+        let oids: Vec<u32> = running.databases.values().map(|database| database.oid).collect();
         let sealed = tokio::task::spawn_blocking(move || seal(&sealing, &oids, pg_dump)).await;
         sealed.unwrap_or_else(|err| {
             Err(Failure::new(format!("completing the export ended early: {err}")))
@@ -104,19 +103,12 @@ fn size_of_files(target: &Path, sums: &[SumEntry]) -> u64 {
     names.filter_map(|name| std::fs::metadata(target.join(name)).ok()).map(|meta| meta.len()).sum()
 }
 
-fn seal(
-    agent: &Arc<Agent>,
-    oids: &BTreeMap<String, u32>,
-    pg_dump_version: String,
-) -> Result<u64, Failure> {
+fn seal(agent: &Arc<Agent>, oids: &[u32], pg_dump_version: String) -> Result<u64, Failure> {
     let Progress::Done(ready) = agent.view.borrow().instance.clone() else {
         return Err(Failure::new("the instance is not ready"));
     };
     let request = &agent.assignment.request;
-    if request.verify_source {
-        verify_source(agent, oids)?;
-    }
-    refuse_faults(agent)?;
+    refuse_faults(agent, oids)?;
     let report = agent.mount()?.report()?;
     if report.decoded_again_bytes > report.decoded_bytes / 4 {
         agent.tell(format!(
@@ -132,10 +124,19 @@ fn seal(
         })
     };
     let mut sums: Vec<SumEntry> = Vec::new();
-    let mut files = BTreeMap::new();
+    let mut databases = Vec::new();
     for database in &ready.databases {
-        let entries = sums_of(&file_name_for_database(&database.name))?;
-        files.insert(database.name.clone(), entries.len());
+        let directory = file_name_for_database(&database.name);
+        let entries = sums_of(&directory)?;
+        let note = target.kept_note(&directory).map_err(moving)?;
+        databases.push(Database {
+            name: database.name.clone(),
+            directory,
+            database_bytes: database.bytes,
+            dump_files: entries.len(),
+            unlogged_tables: database.unlogged_tables.clone(),
+            verified: note.and_then(|note| serde_json::from_str(&note).ok()).unwrap_or_default(),
+        });
         sums.extend(entries);
     }
     if request.globals {
@@ -158,7 +159,7 @@ fn seal(
     if request.globals {
         target.publish_file(GLOBALS_SQL).map_err(moving)?;
     }
-    let json = export_json(agent, &ready, &report, oids, &files, pg_dump_version);
+    let json = export_json(agent, &ready, databases, pg_dump_version);
     let json = serde_json::to_vec_pretty(&json).expect("it is plain data");
     sums.sort_by(|a, b| a.path.cmp(&b.path));
     target.write_sha256sums(&sums).map_err(moving)?;
@@ -167,43 +168,15 @@ fn seal(
     Ok(size_of_files(target.path(), &sums))
 }
 
-fn verify_source(agent: &Agent, oids: &BTreeMap<String, u32>) -> Result<(), Failure> {
-    let wrong = agent.mount()?.verify(oids.values().copied().collect())?;
-    match wrong.first() {
-        None => Ok(()),
-        Some(first) => {
-            Err(Failure::new(format!("{} files of the backup are damaged: {first}", wrong.len()))
-                .hint(
-                    "export from another backup, and have the repository checked by its own tool",
-                ))
-        }
-    }
-}
-
 fn export_json(
     agent: &Agent,
     ready: &InstanceReady,
-    report: &MountReport,
-    oids: &BTreeMap<String, u32>,
-    files: &BTreeMap<String, usize>,
+    databases: Vec<Database>,
     pg_dump_version: String,
 ) -> ExportJson {
     let assignment = &agent.assignment;
     let (request, facts) = (&assignment.request, &assignment.facts);
     let time = |seconds: i64| Timestamp::from_second(seconds).ok();
-    let coverage: BTreeMap<u32, CoverageCount> = report.coverage.iter().copied().collect();
-    let databases = ready.databases.iter().map(|database| Database {
-        name: database.name.clone(),
-        directory: file_name_for_database(&database.name),
-        database_bytes: database.bytes,
-        dump_files: files.get(&database.name).copied().unwrap_or(0),
-        unlogged_tables: database.unlogged_tables.clone(),
-        verified: oids
-            .get(&database.name)
-            .and_then(|oid| coverage.get(oid))
-            .copied()
-            .unwrap_or_default(),
-    });
     let end = assignment.recovery_end.as_ref().unwrap_or(&ready.recovery_end);
     ExportJson {
         format: 1,
@@ -236,7 +209,7 @@ fn export_json(
         globals: request.globals,
         role_passwords: request.role_passwords,
         source_verified_whole: request.verify_source,
-        databases: databases.collect(),
+        databases,
         rolled_back_transactions: ready.rolled_back.clone(),
         warnings: ready.warnings.clone(),
     }

@@ -79,8 +79,10 @@ pub enum MountEvent {
 /// What a mount has read so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountReport {
-    /// Number of requests answered with an error, and of files found damaged.
+    /// Number of requests answered with an error.
     pub faults: u64,
+    /// Files found damaged, whether or not a request has met the damage.
+    pub damaged: Vec<DamagedFile>,
     /// Bytes read from the repository.
     pub stored_bytes_read: u64,
     /// Bytes decoded.
@@ -91,6 +93,15 @@ pub struct MountReport {
     pub layer_bytes: u64,
     /// Per database OID (0: shared catalogs and everything else): how its files were covered.
     pub coverage: Vec<(u32, CoverageCount)>,
+}
+
+/// A file of the backup that is not what it was when it was stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DamagedFile {
+    /// OID of its database; 0 for shared catalogs and everything else.
+    pub database: u32,
+    /// Which file, and what is wrong with it.
+    pub message: String,
 }
 
 /// How many files were covered by what.
@@ -215,6 +226,10 @@ fn fault_text(fault: &Fault) -> String {
 
 /// What to do about a fault, where that is known.
 fn fault_hint(fault: &Fault) -> Option<String> {
+    if fault.kind == FaultKind::Read {
+        let text = "if the repository was only out of reach, `pgthaw retry`; else let the backup's own tool verify it, or export from another backup";
+        return Some(text.into());
+    }
     let full = matches!(fault.kind, FaultKind::Write | FaultKind::NoSpace | FaultKind::Poisoned)
         && ["No space left on device", "Disk quota exceeded"]
             .iter()
@@ -260,6 +275,10 @@ impl Lower for Backup {
 
 fn report(reader: &Reader, fs: &FileSystem, databases: &[u32]) -> MountReport {
     let mut coverage = std::collections::BTreeMap::<u32, CoverageCount>::new();
+    let damaged = reader.damaged().into_iter();
+    let damaged = damaged
+        .map(|(file, err)| DamagedFile { database: databases[file], message: with_causes(&err) });
+    let damaged = damaged.collect();
     for (number, database) in databases.iter().enumerate() {
         let count = coverage.entry(*database).or_default();
         match reader.coverage(number) {
@@ -272,7 +291,8 @@ fn report(reader: &Reader, fs: &FileSystem, databases: &[u32]) -> MountReport {
     }
     let statistics = reader.statistics();
     MountReport {
-        faults: fs.fault_count() + reader.damaged().len() as u64,
+        faults: fs.fault_count(),
+        damaged,
         stored_bytes_read: statistics.stored_bytes_read,
         decoded_bytes: statistics.decoded_bytes,
         decoded_again_bytes: statistics.decoded_again_bytes,

@@ -49,12 +49,14 @@ pub enum SourceTask {
         /// How far it will be recovered.
         recovery: RecoveryChoice,
     },
-    /// Look for WAL after the end of a crash recovery: whether something between was missing or damaged.
+    /// Look for WAL after the end of recovery: whether something between was missing or damaged.
     LaterWal {
         /// Where the backup lies.
         repository: RepositoryChoice,
         /// Its id.
         backup: String,
+        /// How far it was to be recovered.
+        recovery: RecoveryChoice,
         /// Where its last replayed record begins, as `X/X`.
         after: String,
     },
@@ -119,9 +121,9 @@ fn answer(task: SourceTask) -> Result<Vec<u8>, ApiError> {
             let source = MountSource { map: backup.map, objects: backup.objects };
             Ok(postcard::to_stdvec(&source).expect("a map is plain data"))
         }
-        SourceTask::LaterWal { repository, backup, after } => {
+        SourceTask::LaterWal { repository, backup, recovery, after } => {
             let backup = open(&repository)?
-                .open_backup(Some(&backup), WalWanted::EndOfBackup)
+                .open_backup(Some(&backup), wanted(recovery))
                 .map_err(api_error)?;
             let page = later_wal(&backup, &after)
                 .map_err(|err| ApiError::broken(format!("read the backup's WAL: {err}")))?;
@@ -224,7 +226,7 @@ fn later_wal(backup: &Backup, after: &str) -> io::Result<Option<String>> {
     let identity = WalIdentity::of(&control).map_err(io::Error::other)?;
     let size = control.wal_segment_size;
     let mut read = |at: Lsn, buf: &mut [u8]| {
-        let name = format!("data/pg_wal/{}", segment_name(control.timeline, at, size));
+        let name = format!("data/pg_wal/{}", segment_name(backup.timeline, at, size));
         let Some(number) = files.numbers.get(&name) else { return Ok(false) };
         let read = files.reader.read_at(*number, at.0 % size.bytes(), buf);
         read.map(|()| true).map_err(|err| io::Error::other(with_causes(&err)))
@@ -232,7 +234,7 @@ fn later_wal(backup: &Backup, after: &str) -> io::Result<Option<String>> {
     let start: Lsn = after.parse().map_err(io::Error::other)?;
     let Some(end) = wal::record_end(&mut read, &identity, start)? else { return Ok(None) };
     let until = Lsn(segments_end(backup, size));
-    Ok(wal::later_valid_page(&mut read, &identity, control.timeline, end, until)?
+    Ok(wal::later_valid_page(&mut read, &identity, backup.timeline, end, until)?
         .map(|lsn| lsn.to_string()))
 }
 
@@ -259,8 +261,11 @@ fn facts(
     let control = files
         .read("global/pg_control")
         .map_err(|err| plain(format!("`global/pg_control`: {err}")))?;
-    let major =
-        Major::try_from(backup.info.postgres_major).map_err(|err| plain(err.to_string()))?;
+    let major = Major::try_from(backup.info.postgres_major).map_err(|err| ApiError {
+        message: format!("backup {}: {err}", backup.info.id),
+        hint: Some(err.hint().into()),
+        usage: false,
+    })?;
     let control =
         ControlFile::parse(&control).map_err(|err| plain(format!("`global/pg_control`: {err}")))?;
     let beside = control::StartFacts {

@@ -2,6 +2,7 @@
 //!
 //! The step is read from the session's journal; where a step may be over before its victim is met, the row says so.
 
+use pgthaw_testkit::{Fixture, Scratch, User};
 use rustix::process::{Signal, kill_process};
 
 use crate::lab::{Attack, Judge, STEPS, Victim};
@@ -217,7 +218,7 @@ fn everything_is_killed_at_once() {
     let mut judge = Judge::new();
     for step in STEPS {
         let case = format!("everything killed at {step}");
-        let attack = Attack::begin_in(Pgthaw::new(), &DATABASES, &[]);
+        let attack = Attack::begin(&DATABASES, &[]);
         attack.wait_for_step(step);
         for victim in [
             Victim::CommandLine,
@@ -233,6 +234,40 @@ fn everything_is_killed_at_once() {
         }
         let state = attack.ended_session()["state"].clone();
         if state != "succeeded" {
+            assert_eq!(state, "failed", "{case}\n{}", attack.words());
+            attack.assert_failed_cleanly(&case);
+            attack.retry();
+        }
+        attack.assert_nothing_left(&case);
+        judge.assert_equal(&case, &attack.target, &DATABASES);
+    }
+}
+
+/// An ordinary account mounts through `fusermount3` and cannot end a mount by force: the ways to clean up are others than root's.
+#[test]
+fn an_ordinary_users_processes_are_killed() {
+    let (mut judge, user, scratch) = (Judge::new(), User::ordinary(), Scratch::new());
+    let repository = Fixture::get().lz4.copy_for(&user, &scratch.join("repo")).path;
+    let cases: [(&[Victim], &str); 7] = [
+        (&[Victim::Agent], "mount"),
+        (&[Victim::Mount], "recover"),
+        (&[Victim::Agent], "dump"),
+        (&[Victim::Mount], "dump"),
+        (&[Victim::Postmaster], "dump"),
+        (&[Victim::CommandLine, Victim::Server], "dump"),
+        (&[Victim::CommandLine, Victim::Server, Victim::Agent], "dump"),
+    ];
+    for (victims, step) in cases {
+        let case = format!("{victims:?} of an ordinary user killed at {step}");
+        let attack = Attack::begin_in(Pgthaw::of(user.clone()), &repository, &DATABASES, &[]);
+        attack.wait_for_step(step);
+        for victim in victims {
+            assert!(attack.kill(*victim), "{case}\n{}", attack.words());
+        }
+        let state = attack.ended_session()["state"].clone();
+        if victims.ends_with(&[Victim::Server]) {
+            assert_eq!(state, "succeeded", "{case}\n{}", attack.words());
+        } else {
             assert_eq!(state, "failed", "{case}\n{}", attack.words());
             attack.assert_failed_cleanly(&case);
             attack.retry();

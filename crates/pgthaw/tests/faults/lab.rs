@@ -51,13 +51,13 @@ pub struct Attack {
 impl Attack {
     /// Starts exporting `databases` of the lz4 repository's newest backup.
     pub fn begin(databases: &[&str], more: &[&str]) -> Self {
-        Self::begin_in(Pgthaw::new(), databases, more)
+        Self::begin_in(Pgthaw::new(), &Fixture::get().lz4.path, databases, more)
     }
 
     /// As [`Attack::begin`], with what the caller has prepared.
-    pub fn begin_in(pgthaw: Pgthaw, databases: &[&str], more: &[&str]) -> Self {
+    pub fn begin_in(pgthaw: Pgthaw, repository: &Path, databases: &[&str], more: &[&str]) -> Self {
         let (leftovers, target) = (pgthaw.leftovers(), pgthaw.target("export"));
-        let mut arguments = pgthaw.export_arguments(&Fixture::get().lz4.path, databases, &target);
+        let mut arguments = pgthaw.export_arguments(repository, databases, &target);
         arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
         let errors = std::fs::File::create(pgthaw.scratch.join("cli.log")).unwrap();
         let cli = pgthaw

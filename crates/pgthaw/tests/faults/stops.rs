@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use pgthaw_testkit::Fixture;
 use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 
@@ -83,7 +84,7 @@ fn a_cancel_at_any_step_leaves_the_target_as_it_was() {
         if existed {
             std::fs::create_dir(&target).unwrap();
         }
-        let mut attack = Attack::begin_in(pgthaw, &DATABASES, &[]);
+        let mut attack = Attack::begin_in(pgthaw, &Fixture::get().lz4.path, &DATABASES, &[]);
         attack.wait_for_step(step);
         let id = attack.id();
         let canceled = attack.pgthaw.run(&["cancel", &id]);
@@ -186,12 +187,7 @@ fn clean_removes_what_killed_sessions_left_and_nothing_else() {
     assert_eq!(attack.cli_ends().code(), Some(1));
     let first = attack.id();
     let second = attack.pgthaw.target("second");
-    let mut cli = attack.pgthaw.start_export(
-        &pgthaw_testkit::Fixture::get().lz4.path,
-        &["sales"],
-        &second,
-        &[],
-    );
+    let mut cli = attack.pgthaw.start_export(&Fixture::get().lz4.path, &["sales"], &second, &[]);
     attack.wait_until("the second session's staging", || {
         entries(&second).iter().any(|name| name.starts_with(".pgthaw-"))
     });
