@@ -2,7 +2,10 @@
 
 mod support;
 
-use pgthaw_testkit::{Fixture, ODD_NAME, fingerprint, restore_dump_into_fresh_server, tree_hash};
+use pgthaw_testkit::{
+    Fixture, ODD_NAME, PgBackRest, RestoreTarget, Scratch, User, fingerprint,
+    restore_dump_into_fresh_server, tree_hash,
+};
 use support::{Pgthaw, assert_equal};
 
 #[test]
@@ -120,4 +123,68 @@ fn an_export_says_what_it_is() {
         (0o700, 0o700, 0o600)
     );
     assert_eq!(mode(&target.join("sales/toc.dat")), 0o600);
+}
+
+/// What traffic has moved, too: row by row what the backup's own tool brings back.
+#[test]
+fn a_dump_agrees_with_a_restore_by_pgbackrest() {
+    let (fixture, pgthaw, restored) = (Fixture::get(), Pgthaw::new(), Scratch::new());
+    // Restoring reads the repository only, but pgBackRest locks and logs beside it.
+    let made = PgBackRest::existing(fixture.lz4.path.parent().unwrap(), "demo");
+    let cases = [
+        ("full", &fixture.lz4.labels[0], &[][..]),
+        ("incr", &fixture.lz4.labels[2], &[]),
+        ("latest", &fixture.lz4.labels[1], &["--target-latest"]),
+    ];
+    for (name, label, more) in cases {
+        let target = pgthaw.target(name);
+        let options = [&["--backup", label.as_str()], more].concat();
+        pgthaw.export(&fixture.lz4.path, &["crm", "sales", "warehouse"], &target, &options);
+        let export = std::fs::read(target.join("export.json")).unwrap();
+        let export: serde_json::Value = serde_json::from_slice(&export).unwrap();
+        let lsn = export["recovery"]["lsn"].as_str().unwrap();
+        let mut ends = vec![("the same LSN", RestoreTarget::Lsn(lsn))];
+        ends.push(match more {
+            [] => ("the end of the backup", RestoreTarget::EndOfBackup),
+            _ => ("the end of the archive", RestoreTarget::Latest),
+        });
+        let fresh = restore_dump_into_fresh_server(&target);
+        for (number, (end, restore)) in ends.into_iter().enumerate() {
+            let dir = restored.join(format!("{name}{number}"));
+            let server = made.restore_and_start(&dir, label, restore);
+            for database in ["crm", "sales", "warehouse"] {
+                let (theirs, ours) =
+                    (fingerprint(&server, database), fingerprint(&fresh, database));
+                assert_eq!(theirs.differences(&ours), [""; 0], "{name}, {end}: {database}");
+            }
+            drop(server);
+            std::fs::remove_dir_all(dir).unwrap();
+        }
+    }
+}
+
+/// Without root, sudo or a session of logind: mounted by `fusermount3`, everything run by the account itself.
+#[test]
+fn an_ordinary_user_exports() {
+    let (fixture, user) = (Fixture::get(), User::ordinary());
+    let (pgthaw, backups) = (Pgthaw::of(user.clone()), Scratch::new());
+    let leftovers = pgthaw.leftovers();
+    let repository = fixture.zst.copy_for(&user, &backups.join("repository"));
+    let plain = fixture.stream.copy_for(&user, &backups.join("plain"));
+    for (name, path) in [("pgbackrest", &repository.path), ("basebackup", &plain.dir)] {
+        let before = tree_hash(path);
+        let target = pgthaw.target(name);
+        pgthaw.export(path, &["crm", "sales"], &target, &[]);
+        let owners = |path: &std::path::Path| {
+            let found = std::fs::metadata(path).unwrap();
+            (
+                std::os::unix::fs::MetadataExt::uid(&found),
+                std::os::unix::fs::MetadataExt::gid(&found),
+            )
+        };
+        assert_eq!(owners(&target.join("crm/toc.dat")), (user.uid, user.gid));
+        assert_equal(&target, &fixture.expected, &["crm", "sales"]);
+        assert_eq!(tree_hash(path), before, "{name}: the backup was touched");
+    }
+    assert_eq!(leftovers.check(), [""; 0], "{}", pgthaw.logs());
 }

@@ -79,6 +79,11 @@ impl PgBackRest {
         repository
     }
 
+    /// The repository that [`PgBackRest::create`] has made in `dir`, for its owner.
+    pub fn existing(dir: &Path, stanza: &str) -> Self {
+        Self { dir: dir.into(), stanza: stanza.into(), owner: User::cluster_owner() }
+    }
+
     /// Returns the repository's path.
     pub fn path(&self) -> PathBuf {
         self.dir.join("repo")
