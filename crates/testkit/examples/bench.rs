@@ -88,10 +88,11 @@ fn bench(program: &Path, scale: Scale) -> bool {
         expected.differences(&fingerprint(&fresh, "crm").without(is_moved_by_traffic));
     drop(fresh);
     drop_caches();
-    let begin = Instant::now();
+    let (begin, read_before) = (Instant::now(), device.bytes_read());
     let restored =
         repository.restore_and_start(&dir.join("restored"), &label, RestoreTarget::EndOfBackup);
     let restore = begin.elapsed().as_secs_f64();
+    let restore_read = device.bytes_read() - read_before;
     drop(restored);
 
     let mega = |bytes: u64| bytes as f64 / 1e6;
@@ -102,6 +103,7 @@ fn bench(program: &Path, scale: Scale) -> bool {
         usage.user + usage.system
     );
     println!("{:>10.1} MB read by all processes from all devices", mega(usage.read_bytes));
+    println!("{:>10.1} MB read from the repository by pgbackrest restore", mega(restore_read));
     let mut good = differences.is_empty() && read > 0 && written > 0;
     differences.iter().for_each(|line| println!("DIFFERS: {line}"));
     let mut judge = |what: &str, found: f64, limit: f64| {
