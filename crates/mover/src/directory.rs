@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{self, AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use crate::error::MoveError;
@@ -174,6 +174,23 @@ impl Directory {
                 self.unlink(name, AtFlags::REMOVEDIR)
             }
             Some(_) => self.remove_file(name),
+        }
+    }
+
+    /// Renames `name` to `new_name` in `new_parent`, where nothing may be replaced.
+    pub(crate) fn rename_new(
+        &self,
+        name: &str,
+        new_parent: &Self,
+        new_name: &str,
+    ) -> Result<(), MoveError> {
+        let (from, to) = (plain(name), plain(new_name));
+        match fs::renameat_with(&self.fd, from, &new_parent.fd, to, RenameFlags::NOREPLACE) {
+            Ok(()) => Ok(()),
+            Err(Errno::EXIST) => Err(MoveError::Exists { path: new_parent.join(new_name) }),
+            // Some network file systems do not know the flag; the caller has looked just before.
+            Err(Errno::INVAL | Errno::NOSYS) => self.rename(name, new_parent, new_name),
+            Err(err) => Err(new_parent.error("rename to", new_name, err)),
         }
     }
 

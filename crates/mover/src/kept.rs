@@ -109,12 +109,13 @@ impl TargetDirectory {
         }
         let staging =
             Directory::open(path)?.find_directory(&crate::target::staging_name(session))?;
-        let Some(staging) = staging else { return Ok(Vec::new()) };
-        match staging.find_directory(SUMS)? {
-            Some(directory) => directory.names(),
-            None => Ok(Vec::new()),
-        }
+        staging.map_or(Ok(Vec::new()), |staging| kept_names_in(&staging))
     }
+}
+
+/// The names under which checksums are kept in a staging directory.
+pub(crate) fn kept_names_in(staging: &Directory) -> Result<Vec<String>, MoveError> {
+    staging.find_directory(SUMS)?.map_or(Ok(Vec::new()), |directory| directory.names())
 }
 
 #[cfg(test)]

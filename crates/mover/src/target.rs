@@ -9,7 +9,8 @@ use rustix::io::Errno;
 
 use crate::directory::{Directory, free_bytes};
 use crate::error::MoveError;
-use crate::names::{EXPORT_JSON, SHA256SUMS, file_name_for_database};
+use crate::kept::kept_names_in;
+use crate::names::{EXPORT_JSON, GLOBALS_SQL, SHA256SUMS, file_name_for_database};
 use crate::replace::EarlierExport;
 use crate::sums::{SumEntry, format_sha256sums};
 
@@ -220,7 +221,7 @@ impl TargetDirectory {
         if self.dir.kind(&name)?.is_some() {
             return Err(MoveError::Exists { path: self.dir.join(&name) });
         }
-        self.staging.rename(&name, &self.dir, &name)?;
+        self.staging.rename_new(&name, &self.dir, &name)?;
         self.dir.sync()?;
         Ok(name)
     }
@@ -282,29 +283,89 @@ impl TargetDirectory {
         self.dir.sync()
     }
 
-    /// Undoes a session at `path`: removes its staging directory, the entries of `published` (names that it
-    /// published) and those directories of `made` that are empty then. Safe to repeat.
+    /// Undoes a session at `path`: with `published` what it has given a name (not where an earlier export is replaced: nothing has
+    /// its name before the new one is complete), then its staging directory, then those directories of `made` that are empty.
+    /// Only files whose checksums it has kept are removed. Returns the directories of its databases that stay, because they hold
+    /// something else. Safe to repeat.
     ///
     /// # Errors
     /// [`MoveError::InUse`] while another session works there, otherwise as the file system says.
     pub fn discard(
         path: &Path,
         session: &str,
-        published: &[&str],
+        published: bool,
         made: &[PathBuf],
-    ) -> Result<(), MoveError> {
-        let missing = Self::missing(path);
-        if missing.is_empty() {
-            let dir = open_target(path)?;
-            let _lock = lock(&dir)?; // held until the directory itself is gone
-            for name in published {
-                dir.remove_tree(name)?;
-            }
-            dir.remove_tree(&staging_name(session))?;
-            dir.sync()?;
-            return remove_empty(made);
+    ) -> Result<Vec<PathBuf>, MoveError> {
+        if !Self::missing(path).is_empty() {
+            return remove_empty(made).map(|()| Vec::new());
         }
-        remove_empty(made)
+        let dir = open_target(path)?;
+        let lock = lock(&dir)?; // held until the directory itself is gone
+        let staging_name = staging_name(session);
+        let mut kept = Vec::new();
+        if published && let Some(staging) = dir.find_directory(&staging_name)? {
+            let target = Self { dir, staging, staging_name, _lock: lock };
+            kept = target.remove_published()?;
+            target.dir.remove_tree(&target.staging_name)?;
+            target.dir.sync()?;
+            remove_empty(made)?;
+        } else {
+            dir.remove_tree(&staging_name)?;
+            dir.sync()?;
+            remove_empty(made)?;
+        }
+        Ok(kept)
+    }
+
+    /// Removes what this session has given a name; returns the directories that stay.
+    fn remove_published(&self) -> Result<Vec<PathBuf>, MoveError> {
+        let mut kept = Vec::new();
+        for name in self.published_names()? {
+            if name == GLOBALS_SQL {
+                self.dir.remove_file(&name)?;
+                continue;
+            }
+            let Some(directory) = self.dir.find_directory(&name)? else { continue };
+            for sum in self.kept_sums(&name)?.unwrap_or_default() {
+                if let Some(file) = sum.path.strip_prefix(&format!("{name}/")) {
+                    directory.remove_file(file)?;
+                }
+            }
+            if !self.dir.remove_if_empty(&name)? {
+                kept.push(self.dir.join(&name));
+            }
+        }
+        // Written last, with the staging directory still there, and only into a directory that was empty before.
+        for name in [EXPORT_JSON, SHA256SUMS] {
+            self.dir.remove_file(name)?;
+        }
+        Ok(kept)
+    }
+
+    /// The names that this session has given to what it delivered: those whose checksums it kept just before. A database that is
+    /// still staged has not got its name: what is called so is somebody else's. (`globals.sql` may be staged anew by a retry.)
+    fn published_names(&self) -> Result<Vec<String>, MoveError> {
+        let mut names = Vec::new();
+        for name in kept_names_in(&self.staging)? {
+            if name == GLOBALS_SQL || self.staging.kind(&name)?.is_none() {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    /// The names that `session` has given to what it delivered into the target at `path`, as in [`TargetDirectory::discard`].
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn published(path: &Path, session: &str) -> Result<Vec<String>, MoveError> {
+        if !Self::missing(path).is_empty() {
+            return Ok(Vec::new());
+        }
+        let dir = open_target(path)?;
+        let staging_name = staging_name(session);
+        let Some(staging) = dir.find_directory(&staging_name)? else { return Ok(Vec::new()) };
+        Self { dir, staging, staging_name, _lock: None }.published_names()
     }
 }
 

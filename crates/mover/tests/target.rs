@@ -182,7 +182,7 @@ fn one_session_per_directory() {
     let second = TargetDirectory::create(&path, "s2");
     assert!(matches!(&second, Err(MoveError::InUse { dir }) if *dir == path), "{second:?}");
     assert!(matches!(
-        TargetDirectory::discard(&path, "s2", &[], &[]),
+        TargetDirectory::discard(&path, "s2", false, &[]),
         Err(MoveError::InUse { .. })
     ));
     assert_eq!(tree(&path), [".pgthaw-s1/"]);
@@ -214,27 +214,40 @@ fn discard_removes_ours_and_nothing_else() {
     let target = TargetDirectory::create(&path, "s1").unwrap();
     deliver(&target, "crm", "x");
     deliver(&target, "sales", "x");
+    let sum = |name: &str| SumEntry { path: format!("crm/{name}"), sha256: [0; 32] };
+    target.keep_sums("crm", &[sum("1.dat"), sum("toc.dat")]).unwrap();
+    target.keep_sums("sales", &[]).unwrap(); // about to be published
     target.publish_database("crm", &["1.dat", "toc.dat"]).unwrap();
     let outside = dir.path().join("outside");
     fs::create_dir(&outside).unwrap();
     fs::write(outside.join("keep"), "").unwrap();
     symlink(&outside, path.join(".pgthaw-s1/link")).unwrap();
-    fs::write(path.join("notes"), "mine").unwrap();
+    fs::write(path.join("crm/notes"), "mine").unwrap();
+    fs::create_dir(path.join("sales")).unwrap();
     drop(target);
 
-    for attempt in ["discard", "repeat"] {
-        TargetDirectory::discard(&path, "s1", &["crm"], &made).unwrap();
-        assert_eq!(
-            tree(dir.path()),
-            ["exports/", "exports/monday/", "exports/monday/notes", "outside/", "outside/keep"],
-            "{attempt}"
-        );
-    }
-    fs::remove_file(path.join("notes")).unwrap();
-    for attempt in ["discard", "repeat"] {
-        TargetDirectory::discard(&path, "s1", &["crm"], &made).unwrap();
-        assert_eq!(tree(dir.path()), ["outside/", "outside/keep"], "{attempt}");
-    }
+    assert_eq!(TargetDirectory::published(&path, "s1").unwrap(), ["crm"]);
+    let kept = TargetDirectory::discard(&path, "s1", true, &made).unwrap();
+    assert_eq!(kept, [path.join("crm")], "it holds something of the user's");
+    let left = [
+        "exports/",
+        "exports/monday/",
+        "exports/monday/crm/",
+        "exports/monday/crm/notes",
+        "exports/monday/sales/",
+        "outside/",
+        "outside/keep",
+    ];
+    assert_eq!(tree(dir.path()), left);
+    assert_eq!(
+        TargetDirectory::discard(&path, "s1", true, &made).unwrap(),
+        [""; 0].map(std::path::PathBuf::from)
+    );
+    assert_eq!(tree(dir.path()), left, "repeated");
+    fs::remove_dir_all(path.join("crm")).unwrap();
+    fs::remove_dir(path.join("sales")).unwrap();
+    TargetDirectory::discard(&path, "s1", true, &made).unwrap();
+    assert_eq!(tree(dir.path()), ["outside/", "outside/keep"]);
 }
 
 #[test]

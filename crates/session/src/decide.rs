@@ -91,7 +91,7 @@ pub fn decide(session: &Session, seen: &Observed) -> Action {
     }
     let clean = session.place.is_none() && seen.agent.is_none();
     match (&session.intent, session.sealed) {
-        (Intent::Cancel, _) if !clean || target_holds_ours(session) => {
+        (Intent::Cancel, _) if !clean || session.target_touched => {
             Action::EnsureGone { everything: true }
         }
         (Intent::Cancel, _) => Action::Finish(SessionState::Canceled),
@@ -101,11 +101,6 @@ pub fn decide(session: &Session, seen: &Observed) -> Action {
         (Intent::GiveUp(_), None) => Action::Finish(SessionState::Failed),
         (Intent::Run, None) => forward(session, seen),
     }
-}
-
-/// Whether the target may hold something that a cancel removes.
-fn target_holds_ours(session: &Session) -> bool {
-    !session.target_directories.is_empty() || !session.delivered().is_empty()
 }
 
 /// The way to a complete export.

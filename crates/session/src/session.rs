@@ -146,6 +146,8 @@ pub struct Session {
     pub place: Option<Place>,
     /// Directories that this session made for its target, over all attempts.
     pub target_directories: Vec<PathBuf>,
+    /// Whether an agent was started in any attempt: the target may hold files of the session, in a directory of the user's own, too.
+    pub target_touched: bool,
     /// Whether an agent was started in this attempt.
     pub placed_in_this_attempt: bool,
     /// Where recovery ended, first.
@@ -180,6 +182,7 @@ impl Session {
             checked: false,
             place: None,
             target_directories: Vec::new(),
+            target_touched: false,
             placed_in_this_attempt: false,
             recovery_end: None,
             databases: None,
@@ -224,7 +227,7 @@ impl Session {
                     }
                 }
                 self.place = Some(place.clone());
-                self.placed_in_this_attempt = true;
+                (self.target_touched, self.placed_in_this_attempt) = (true, true);
                 self.messages_of_agent = 0;
             }
             Entry::Step(step) => self.step = *step,
@@ -257,6 +260,7 @@ impl Session {
                 self.place = None;
                 if self.intent == Intent::Cancel {
                     self.target_directories.clear();
+                    self.target_touched = false;
                     self.databases = None;
                 }
             }

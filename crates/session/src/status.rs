@@ -124,3 +124,31 @@ pub struct Status {
     /// The databases.
     pub databases: Vec<DatabaseStatus>,
 }
+
+impl Status {
+    /// A session whose journal cannot be read, and why.
+    pub fn unreadable(id: &str, error: String, hint: Option<String>) -> Self {
+        // An id begins with the local date and time of its session; without it any time will do.
+        let begun =
+            jiff::civil::DateTime::strptime("%Y%m%d-%H%M%S", id.get(..15).unwrap_or_default());
+        let begun = begun.ok().and_then(|begun| begun.to_zoned(jiff::tz::TimeZone::system()).ok());
+        Self {
+            id: id.into(),
+            kind: "export".into(),
+            state: SessionState::Failed,
+            step: Step::Request,
+            created_at: begun.map_or(Timestamp::UNIX_EPOCH, |begun| begun.timestamp()),
+            attempts: 0,
+            detail: None,
+            error: Some(error),
+            hint,
+            repository: String::new(),
+            backup: None,
+            target: String::new(),
+            recovery_lsn: None,
+            bytes_done: 0,
+            bytes_total: 0,
+            databases: Vec::new(),
+        }
+    }
+}

@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use axum::Json;
 use pgthaw_mover::{
-    CopyFile, Directory, FinishedFiles, GLOBALS_SQL, MoveError, Reuse, SumEntry, TargetDirectory,
-    copy_all_verified, copy_verified, file_name_for_database,
+    CopyFile, Directory, EXPORT_JSON, FinishedFiles, GLOBALS_SQL, MoveError, Reuse, SHA256SUMS,
+    SumEntry, TargetDirectory, TargetState, copy_all_verified, copy_verified,
+    file_name_for_database,
 };
 use pgthaw_postgres::dump::{Dump, DumpError, DumpEvent, DumpPlan};
 use pgthaw_session::observed::{Failure, Progress};
@@ -319,7 +320,30 @@ pub fn target(agent: &Agent) -> Result<Arc<TargetDirectory>, Failure> {
     let target =
         TargetDirectory::create(&agent.assignment.request.target, &agent.assignment.session)
             .map_err(moving)?;
+    refuse_foreign(agent)?;
     Ok(opened.insert(Arc::new(target)).clone())
+}
+
+/// What the check has seen may have changed until the directory was locked.
+fn refuse_foreign(agent: &Agent) -> Result<(), Failure> {
+    let assignment = &agent.assignment;
+    let (path, session) = (&assignment.request.target, &assignment.session);
+    let mut own = TargetDirectory::published(path, session).map_err(moving)?;
+    own.extend([SHA256SUMS, EXPORT_JSON].map(str::to_owned));
+    let own: Vec<&str> = match assignment.request.replace {
+        true => Vec::new(),
+        false => own.iter().map(String::as_str).collect(),
+    };
+    let report = TargetDirectory::inspect(path, session, &own).map_err(moving)?;
+    let found = match (report.state, report.other_sessions.first()) {
+        (_, Some(other)) => format!("it belongs to session {other}"),
+        (TargetState::Empty, None) => return Ok(()),
+        (TargetState::HoldsExport(_), None) if assignment.request.replace => return Ok(()),
+        (TargetState::HoldsOther(names), None) => format!("it holds `{}`", names.join("`, `")),
+        (_, None) => "it holds another export".into(),
+    };
+    Err(Failure::new(format!("target `{}` is no longer empty: {found}", path.display()))
+        .hint("move that away and retry, or cancel and export to another directory"))
 }
 
 /// Whatever pg_dump's exit code: a mount that could not answer a request makes what was dumped worthless, and so does a damaged

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use pgthaw_mover::{EXPORT_JSON, GLOBALS_SQL, MoveError, SHA256SUMS, TargetDirectory};
+use pgthaw_mover::{MoveError, TargetDirectory};
 use pgthaw_session::Session;
 
 use super::dumping::moving;
@@ -21,9 +21,12 @@ pub fn find(session: &Session) -> Vec<(String, String)> {
         found.extend(left.found.into_iter().map(|left| (left.kind.to_string(), left.name)));
     }
     let target = &session.request.target;
-    let published = published(session);
-    let in_target =
-        [staging(session)].into_iter().chain(published.iter().map(|name| target.join(name)));
+    let published = match session.request.replace {
+        true => Vec::new(), // nothing has its name before the export is complete
+        false => TargetDirectory::published(target, &session.id).unwrap_or_default(),
+    };
+    let staging = target.join(format!(".pgthaw-{}", session.id));
+    let in_target = [staging].into_iter().chain(published.iter().map(|name| target.join(name)));
     for path in in_target.filter(|path| path.symlink_metadata().is_ok()) {
         found.push(("directory".into(), path.display().to_string()));
     }
@@ -37,6 +40,8 @@ pub struct Undone {
     pub failed: Vec<String>,
     /// Bytes of the export, if it was complete before anything could stop it: it stays.
     pub sealed: Option<u64>,
+    /// Directories in the target that stay, because they hold something that is not the session's.
+    pub kept: Vec<PathBuf>,
 }
 
 /// Removes what `session` made; with `everything` also what it put into the target. A complete export is never undone,
@@ -48,22 +53,26 @@ pub fn undo(session: &Session, everything: bool) -> Undone {
     }
     // Looked at only now: nobody is left who could complete it.
     let sealed = sealed_before(&session.request.target, &session.id);
+    let made = if everything { &session.target_directories[..] } else { &[] };
     let discarded = match sealed {
-        Some(_) => discard(session, &[], &[]),
-        None if everything => {
-            let published = published(session);
-            let names: Vec<&str> = published.iter().map(String::as_str).collect();
-            discard(session, &names, &session.target_directories)
-        }
-        None => Ok(()),
+        Some(_) => discard(session, false, &[]),
+        None if everything => discard(session, !session.request.replace, made),
+        None => Ok(Vec::new()),
     };
-    failed.extend(discarded.err().map(|err| moving(err).message));
-    Undone { failed, sealed }
+    let kept = discarded.unwrap_or_else(|err| {
+        failed.push(moving(err).message);
+        Vec::new()
+    });
+    Undone { failed, sealed, kept }
 }
 
 /// As [`TargetDirectory::discard`]. A dying agent no longer shows that it is the session's, but may still hold its lock:
 /// that is waited for.
-fn discard(session: &Session, published: &[&str], made: &[PathBuf]) -> Result<(), MoveError> {
+fn discard(
+    session: &Session,
+    published: bool,
+    made: &[PathBuf],
+) -> Result<Vec<PathBuf>, MoveError> {
     let deadline = Instant::now() + LOCK_LIMIT;
     loop {
         match TargetDirectory::discard(&session.request.target, &session.id, published, made) {
@@ -73,25 +82,4 @@ fn discard(session: &Session, published: &[&str], made: &[PathBuf]) -> Result<()
             discarded => return discarded,
         }
     }
-}
-
-/// Names in the target that the session gave to what it delivered: those whose checksums it kept just before. Where an
-/// earlier export is replaced, nothing has its name before the export is complete.
-fn published(session: &Session) -> Vec<String> {
-    if session.request.replace || staging(session).symlink_metadata().is_err() {
-        return Vec::new();
-    }
-    let kept =
-        TargetDirectory::kept_names(&session.request.target, &session.id).unwrap_or_default();
-    // A database that is still staged has not got its name: what is called so is somebody else's.
-    let staging = staging(session);
-    let is_staged =
-        |name: &String| name != GLOBALS_SQL && staging.join(name).symlink_metadata().is_ok();
-    let kept = kept.into_iter().filter(|name| !is_staged(name));
-    // The last two are written with the staging directory still there, and only into a directory that was empty before.
-    kept.chain([SHA256SUMS, EXPORT_JSON].map(str::to_owned)).collect()
-}
-
-fn staging(session: &Session) -> PathBuf {
-    session.request.target.join(format!(".pgthaw-{}", session.id))
 }

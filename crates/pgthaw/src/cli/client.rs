@@ -61,7 +61,7 @@ pub fn state_directory() -> PathBuf {
     let state_home = from_environment("XDG_STATE_HOME");
     // Under `sudo -E` the variable names the user's own directory.
     let state_home = state_home
-        .filter(|path| !root || std::fs::metadata(path).is_ok_and(|meta| meta.uid() == 0));
+        .filter(|path| !root || std::fs::metadata(path).map_or(true, |meta| meta.uid() == 0));
     match state_home {
         Some(home) => home.join("pgthaw"),
         None if root => "/var/lib/pgthaw".into(),
@@ -70,6 +70,44 @@ pub fn state_directory() -> PathBuf {
             .unwrap_or_else(|| "/".into())
             .join(".local/state/pgthaw"),
     }
+}
+
+/// Makes the state directory where it is missing, for this account alone, and refuses one that others could have prepared: what
+/// is written there (sockets, journals, logs) would go where they want.
+///
+/// # Errors
+/// When it cannot be made, or is not this account's own.
+pub fn private_state_directory() -> io::Result<PathBuf> {
+    let state = state_directory();
+    let named = |err: io::Error| {
+        io::Error::new(err.kind(), format!("state directory `{}`: {err}", state.display()))
+    };
+    DirBuilder::new().recursive(true).mode(0o700).create(&state).map_err(named)?;
+    refuse_shared(&state).map_err(named)?;
+    Ok(state)
+}
+
+/// Refuses a directory that another account owns or may write, or may replace by another.
+fn refuse_shared(state: &Path) -> io::Result<()> {
+    let refused = |why: &str| Err(io::Error::new(io::ErrorKind::PermissionDenied, why.to_owned()));
+    let own = rustix::process::geteuid().as_raw();
+    let meta = std::fs::symlink_metadata(state)?;
+    if !meta.is_dir() {
+        return refused("it is no directory");
+    }
+    if meta.uid() != own {
+        return refused("it belongs to another account");
+    }
+    if meta.mode() & 0o022 != 0 {
+        return refused("other accounts may write there (chmod 700 mends it)");
+    }
+    let parent = std::fs::metadata(state.parent().unwrap_or(state))?;
+    // A group of its own, as many systems give each account, may write there.
+    let shared = parent.mode() & 0o002 != 0 && parent.mode() & 0o1000 == 0;
+    if shared || (parent.uid() != own && parent.uid() != 0) {
+        return refused("other accounts may replace it: its parent directory is theirs, too");
+    }
+    Ok(())
 }
 
 /// The home directory that the account database names: the sixth field of passwd(5).
@@ -92,7 +130,14 @@ impl Client {
     /// # Errors
     /// When none can be started, or one of another version runs.
     pub async fn connect() -> Result<Self, ApiError> {
-        let client = Self { state: state_directory() };
+        let state = private_state_directory().map_err(|err| ApiError {
+            message: err.to_string(),
+            hint: Some(
+                "pgthaw keeps its sessions there; $XDG_STATE_HOME names another place".into(),
+            ),
+            usage: false,
+        })?;
+        let client = Self { state };
         client.ensure_server().await?;
         Ok(client)
     }
@@ -121,6 +166,23 @@ impl Client {
         body: &impl Serialize,
     ) -> Result<T, ApiError> {
         self.request("POST", path, Some(body)).await
+    }
+
+    /// As [`Client::post`], for what may be asked twice: a server that ends before it has answered is followed by the next.
+    ///
+    /// # Errors
+    /// As [`Client::post`].
+    pub async fn post_repeatable<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ApiError> {
+        let answer = unix_http::request(&self.socket(), "POST", path, Some(body)).await;
+        if !matches!(answer, Err(ClientError::Broken { .. } | ClientError::NotListening(_))) {
+            return Ok(answer?);
+        }
+        self.ensure_server().await?;
+        self.post(path, body).await
     }
 
     /// Opens the events of a session.
@@ -216,18 +278,15 @@ impl Client {
             ),
             usage: false,
         };
-        let state = &self.state;
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(state);
-        made.map_err(|err| failed(format!("make the state directory `{}`", state.display()), err))?;
-        let log = state.join(LOG);
-        let begin_anew = std::fs::metadata(&log).is_ok_and(|meta| meta.len() > LOG_MAX);
-        let errors =
-            OpenOptions::new().create(true).append(true).mode(0o600).open(&log).and_then(|file| {
-                if begin_anew {
-                    file.set_len(0)?;
-                }
-                Ok(file)
-            });
+        let log = self.state.join(LOG);
+        let mut append = OpenOptions::new();
+        append.create(true).append(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+        let errors = append.open(&log).and_then(|file| {
+            if file.metadata()?.len() > LOG_MAX {
+                file.set_len(0)?;
+            }
+            Ok(file)
+        });
         let errors = errors.map_err(|err| failed(format!("write `{}`", log.display()), err))?;
         let mut command = Command::new("/proc/self/exe");
         command.arg0("pgthaw").args(["serve", "--until-idle"]).current_dir("/");
@@ -302,6 +361,32 @@ mod tests {
             "/v1/sessions/20261122-101112-kqvd/log"
         );
         assert_eq!(session_path("../x?y", ""), "/v1/sessions/%2E%2E%2Fx%3Fy");
+    }
+
+    #[test]
+    fn a_state_directory_is_this_accounts_own() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let home = tempfile::tempdir().unwrap();
+        let (state, link) = (home.path().join("pgthaw"), home.path().join("link"));
+        let mode = |path: &Path, mode| {
+            std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+        };
+        std::fs::create_dir(&state).unwrap();
+        mode(&state, 0o700);
+        refuse_shared(&state).unwrap();
+        mode(&state, 0o777);
+        assert!(refuse_shared(&state).unwrap_err().to_string().contains("may write there"));
+        mode(&state, 0o700);
+        symlink(&state, &link).unwrap();
+        assert!(refuse_shared(&link).unwrap_err().to_string().contains("no directory"));
+        mode(home.path(), 0o777);
+        assert!(refuse_shared(&state).unwrap_err().to_string().contains("may replace it"));
+        mode(home.path(), 0o1777);
+        refuse_shared(&state).unwrap();
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(&state, Some(65534), None).unwrap();
+            assert!(refuse_shared(&state).unwrap_err().to_string().contains("another account"));
+        }
     }
 
     #[test]

@@ -59,7 +59,8 @@ pub async fn retry(client: &Client, arguments: &RetryArguments) -> Answer {
     let before: Status = client.get(&path).await?;
     let log: Vec<LogLine> = client.get(&session_path(&arguments.id, "/log")).await?;
     let begun = Timestamp::now();
-    let status: Status = client.post(&session_path(&arguments.id, "/retry"), &()).await?;
+    let status: Status =
+        client.post_repeatable(&session_path(&arguments.id, "/retry"), &()).await?;
     let id = &status.id;
     if before.state == SessionState::Succeeded {
         terminal::tell(&report::ended_line(&before));
@@ -85,7 +86,8 @@ pub async fn cancel(client: &Client, arguments: &CancelArguments) -> Answer {
     let mut interrupts = Interrupts::notice()?;
     let output = arguments.output.output;
     let log: Vec<LogLine> = client.get(&session_path(&arguments.id, "/log")).await?;
-    let status: Status = client.post(&session_path(&arguments.id, "/cancel"), &()).await?;
+    let status: Status =
+        client.post_repeatable(&session_path(&arguments.id, "/cancel"), &()).await?;
     let id = &status.id;
     let status = match follow(client, id, log.len(), OnInterrupt::Leave, &mut interrupts).await? {
         Ending::Ended { status, .. } => status,

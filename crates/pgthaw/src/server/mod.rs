@@ -12,14 +12,15 @@ pub mod sessions;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 
+use crate::cli::client::private_state_directory;
 use crate::unix_http;
 
 /// How long a server that was started by a command stays without anything to do.
@@ -35,7 +36,7 @@ pub const SOCKET: &str = "server.sock";
 pub fn run(until_idle: bool) -> ExitCode {
     let _ = rustix::thread::set_name(c"pgthaw");
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    let served = state_directory().and_then(|state| {
+    let served = private_state_directory().and_then(|state| {
         let Some(_lock) = lock(&state)? else {
             if until_idle {
                 return Ok(()); // another command was faster
@@ -58,13 +59,6 @@ pub fn run(until_idle: bool) -> ExitCode {
     }
 }
 
-/// The state directory of this account, made (0700) where it is missing.
-fn state_directory() -> io::Result<PathBuf> {
-    let state = crate::cli::client::state_directory();
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(&state)?;
-    Ok(state)
-}
-
 /// Makes this process the account's only server; returns nothing when there is one.
 fn lock(state: &Path) -> io::Result<Option<File>> {
     let file = OpenOptions::new()
@@ -72,6 +66,7 @@ fn lock(state: &Path) -> io::Result<Option<File>> {
         .truncate(false)
         .write(true)
         .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
         .open(state.join("server.lock"))?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(Some(file)),

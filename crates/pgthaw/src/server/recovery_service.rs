@@ -94,8 +94,10 @@ impl RecoveryService {
             .ids()
             .unwrap_or_default()
             .iter()
-            .filter_map(|id| self.look(id).ok())
-            .map(|seen| seen.status)
+            .map(|id| match self.look(id) {
+                Ok(seen) => seen.status,
+                Err(err) => Status::unreadable(id, err.message, err.hint),
+            })
             .collect()
     }
 
@@ -240,9 +242,13 @@ impl RecoveryService {
     pub async fn clean(self: Arc<Self>, dry_run: bool) -> CleanAnswer {
         let mut answer = CleanAnswer::default();
         for id in self.sessions.ids().unwrap_or_default() {
-            let Ok((session, _)) = self.stored(&id) else {
-                answer.failed.push(format!("session {id}: its journal cannot be read"));
-                continue;
+            let session = match self.stored(&id) {
+                Ok((session, _)) => session,
+                Err(err) => {
+                    let hint = err.hint.map(|hint| format!(" ({hint})")).unwrap_or_default();
+                    answer.failed.push(format!("session {id}: {}{hint}", err.message));
+                    continue;
+                }
             };
             if session.state != SessionState::Failed {
                 continue;
@@ -330,17 +336,32 @@ impl RecoveryService {
         if !known {
             return Err(no_such(id));
         }
-        let records = journal::read(&self.sessions.of(id)).map_err(|err| failed(&err))?.records;
-        let session = Session::from_records(&records).ok_or_else(|| no_such(id))?;
+        let directory = self.sessions.of(id);
+        let unreadable = |message: String| ApiError {
+            message,
+            hint: Some(format!(
+                "what it made cannot be told any more: look for names with {id} in the work, dump and target directories, \
+                 then remove `{}`",
+                directory.display()
+            )),
+            usage: false,
+        };
+        let read = journal::read(&directory);
+        let records = read.map_err(|err| unreadable(failed(&err).message))?.records;
+        let session = Session::from_records(&records)
+            .ok_or_else(|| unreadable(format!("the journal of session {id} is empty")))?;
         Ok((session, records))
     }
 
-    /// One session per target directory.
+    /// One session per target directory, and none in another's.
     fn refuse_second_session(&self, request: &ExportRequest) -> Result<(), ApiError> {
-        let same = |status: &Status| {
-            !status.state.is_final() && Path::new(&status.target) == request.target
+        let nested = |status: &Status| {
+            let other = Path::new(&status.target);
+            !status.state.is_final()
+                && !status.target.is_empty() // of a session whose journal cannot be read
+                && (request.target.starts_with(other) || other.starts_with(&request.target))
         };
-        match self.list().into_iter().find(same) {
+        match self.list().into_iter().find(nested) {
             None => Ok(()),
             Some(other) => Err(ApiError {
                 message: format!("target `{}` belongs to session {}", other.target, other.id),
@@ -534,10 +555,17 @@ impl Worker {
         (self.agent, self.observed.agent) = (None, None);
         let session = self.session.clone();
         let undone = tokio::task::spawn_blocking(move || undo::undo(&session, everything)).await;
-        let Undone { failed: failures, sealed } = undone.unwrap_or_else(|err| Undone {
+        let Undone { failed: failures, sealed, kept } = undone.unwrap_or_else(|err| Undone {
             failed: vec![format!("removing ended early: {err}")],
             sealed: None,
+            kept: Vec::new(),
         });
+        for directory in kept {
+            let directory = directory.display();
+            self.note(Entry::Message(format!(
+                "`{directory}` stays: it holds something that this session did not put there"
+            )))?;
+        }
         if let (Some(bytes), None) = (sealed, self.session.sealed) {
             self.note(Entry::Sealed { bytes })?;
         }

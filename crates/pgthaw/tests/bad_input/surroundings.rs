@@ -135,8 +135,12 @@ fn damaged_journals_are_told_and_harm_no_other_session() {
         let mut bytes = whole.clone();
         bytes[at] ^= 1;
         fs::write(&journal, bytes).unwrap();
+        let listed = lab.pgthaw.json(&["sessions"]);
+        let row = &listed.as_array().unwrap()[0];
+        assert_eq!((row["id"].as_str(), row["state"].as_str()), (Some(&*id), Some("failed")));
+        assert!(row["error"].as_str().is_some_and(|error| error.contains("line")), "{row}");
         for arguments in [&["session", &id][..], &["log", &id], &["retry", &id], &["cancel", &id]] {
-            let words = ["journal", &id, "line"];
+            let words = ["journal", &id, "line", "hint: "];
             lab.pgthaw.refused(&format!("{arguments:?}"), lab.pgthaw.command(arguments), 1, &words);
         }
     }

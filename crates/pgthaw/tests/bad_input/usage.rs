@@ -171,6 +171,16 @@ fn a_second_session_with_the_same_target_is_refused() {
     let mut command = lab.pgthaw.command(&arguments);
     command.env("XDG_STATE_HOME", lab.pgthaw.scratch.join("state2"));
     lab.pgthaw.refused("of another server", command, 2, &[&id]);
+    // Directories of one export are no targets of another.
+    for nested in [target.join("crm"), target.parent().unwrap().to_owned()] {
+        let nested = lab.pgthaw.export_arguments(&lab.repository, &["crm"], &nested);
+        let nested: Vec<&str> = nested.iter().map(String::as_str).collect();
+        lab.pgthaw.refused("nested", lab.pgthaw.command(&nested), 2, &words);
+    }
+    let below = lab.pgthaw.export_arguments(&lab.repository, &["crm"], &target.join("crm"));
+    let mut command = lab.pgthaw.command(&below.iter().map(String::as_str).collect::<Vec<_>>());
+    command.env("XDG_STATE_HOME", lab.pgthaw.scratch.join("state2"));
+    lab.pgthaw.refused("nested, of another server", command, 2, &[&id]);
     kill_process(agent, Signal::CONT).unwrap();
     assert!(first.wait().unwrap().success(), "{}", lab.pgthaw.logs());
     let words = ["holds an earlier export", "--replace"];

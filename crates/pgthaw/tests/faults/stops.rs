@@ -41,7 +41,7 @@ fn ctrl_c_stops_the_session_and_a_retry_completes_it() {
 #[test]
 fn a_second_ctrl_c_leaves_at_once() {
     let mut attack = Attack::begin(&DATABASES, &[]);
-    attack.wait_for_step("dump");
+    attack.wait_for_step("mount"); // early, so that it cannot have ended before it is stopped
     let agent = attack.pids(Victim::Agent)[0];
     kill_process(agent, Signal::STOP).unwrap(); // so that stopping takes until we have looked
     signal(&attack, Signal::INT);
@@ -128,6 +128,43 @@ fn a_failed_session_is_canceled() {
     attack.pgthaw.expect(0, &["cancel", &id]);
     attack.assert_nothing_left("canceled");
     assert!(!attack.target.exists());
+}
+
+/// Nothing was delivered yet, and the directory was there before: the staging directory goes all the same.
+#[test]
+fn a_cancel_leaves_an_empty_directory_empty() {
+    for clean in [false, true] {
+        let pgthaw = Pgthaw::new();
+        let target = pgthaw.target("export");
+        std::fs::create_dir(&target).unwrap();
+        let more = ["-t", "no_such_table"];
+        let mut attack = Attack::begin_in(pgthaw, &Fixture::get().lz4.path, &["crm"], &more);
+        assert_eq!(attack.cli_ends().code(), Some(1));
+        assert_eq!(entries(&target).len(), 1, "a retry finds what was staged");
+        let id = attack.id();
+        match clean {
+            true => attack.pgthaw.expect(0, &["clean", "--yes"]),
+            false => attack.pgthaw.expect(0, &["cancel", &id]),
+        };
+        assert_eq!(entries(&target), [""; 0], "{}", attack.words());
+        attack.assert_nothing_left("canceled");
+        let again = attack.pgthaw.export(&Fixture::get().lz4.path, &["empty"], &target, &[]);
+        assert!(again.0.contains("1 database exported"), "{again:?}");
+    }
+}
+
+/// A directory that was delivered is emptied of what was delivered, and of nothing else.
+#[test]
+fn a_cancel_leaves_what_was_put_beside_a_delivered_dump() {
+    let mut attack = Attack::begin(&["sales", "crm"], &["-t", "customer"]);
+    assert_eq!(attack.cli_ends().code(), Some(1), "crm has no such table");
+    let notes = attack.target.join("sales/notes.txt");
+    std::fs::write(&notes, "mine").unwrap();
+    let (_, said) = attack.pgthaw.expect(0, &["cancel", &attack.id()]);
+    assert!(said.contains("sales") && said.contains("stays"), "{said}");
+    assert_eq!(entries(&attack.target), ["sales"]);
+    assert_eq!(entries(notes.parent().unwrap()), ["notes.txt"]);
+    attack.assert_nothing_left("canceled");
 }
 
 /// What somebody else put under a database's name meanwhile is not removed by a cancel.

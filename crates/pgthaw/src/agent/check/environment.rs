@@ -380,7 +380,8 @@ impl Target {
 fn inspect(task: &CheckTask) -> Result<TargetReport, MoveError> {
     let (path, request) = (&task.request.target, &task.request);
     let session = task.session.as_deref().unwrap_or_default();
-    let report = TargetDirectory::inspect(path, session, &[])?;
+    let mut report = TargetDirectory::inspect(path, session, &[])?;
+    report.other_sessions.extend(sessions_above(path));
     // A replaced export's names are given to the new one only when that is complete.
     let begun = report.ours || !task.delivered.is_empty();
     if request.replace || task.session.is_none() || !begun {
@@ -392,7 +393,17 @@ fn inspect(task: &CheckTask) -> Result<TargetReport, MoveError> {
     // These two come last, and the directory was empty when the session began.
     own.extend([SHA256SUMS, EXPORT_JSON].map(str::to_owned));
     let own: Vec<&str> = own.iter().map(String::as_str).collect();
-    TargetDirectory::inspect(path, session, &own)
+    let above = std::mem::take(&mut report.other_sessions);
+    let mut report = TargetDirectory::inspect(path, session, &own)?;
+    report.other_sessions = above;
+    Ok(report)
+}
+
+/// Sessions whose target is a directory above `path`.
+fn sessions_above(path: &Path) -> Vec<String> {
+    let above = path.ancestors().skip(1).filter_map(|directory| fs::read_dir(directory).ok());
+    let names = above.flat_map(|entries| entries.flatten()).map(|entry| entry.file_name());
+    names.filter_map(|name| name.to_str()?.strip_prefix(".pgthaw-").map(str::to_owned)).collect()
 }
 
 /// The nearest of `path` and its parents that exists.
