@@ -115,8 +115,7 @@ impl Directory {
             label.label.start_time.as_deref().and_then(utc_time).unwrap_or(label.modified)
         });
         info.start_lsn = label.map(|label| label.label.start_lsn);
-        let mut objects = Objects::default();
-        let archives = Segments::archives(&location.wal_archives, &mut objects)?;
+        let archives = Segments::archives(&location.wal_archives, &mut Objects::default())?;
         let mut reach = archives.reach(self.timeline());
         match &self.manifest {
             Some((manifest, modified)) => {
@@ -147,7 +146,7 @@ impl Directory {
         info.archived_until = reach;
         if self.manifest.is_none() {
             let root = Root::open(self.root.path())?;
-            let tree = tree::walk(root, &self.version_directory(), &mut objects)?;
+            let (tree, _) = tree::walk(root, &self.version_directory())?;
             info.size = tree.files.iter().fold(0, |sum: u64, file| sum.saturating_add(file.size));
         }
         Ok(())
@@ -217,6 +216,36 @@ fn utc_time(text: &str) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A base backup without a manifest: its tablespace lies elsewhere, and WAL in an archive.
+    fn sample(at: &Path) -> Location {
+        let (data, space, archive) = (at.join("data"), at.join("space"), at.join("archive"));
+        for directory in [
+            data.join("global"),
+            data.join("pg_wal"),
+            data.join("pg_tblspc"),
+            space.join("PG_15_202209061"),
+            archive.clone(),
+        ] {
+            std::fs::create_dir_all(directory).unwrap();
+        }
+        std::fs::write(data.join("PG_VERSION"), "15\n").unwrap();
+        std::fs::write(data.join("global/pg_control"), control::tests::sample(true)).unwrap();
+        std::fs::write(space.join("PG_15_202209061/file"), [0; 1000]).unwrap();
+        std::os::unix::fs::symlink(&space, data.join("pg_tblspc/16389")).unwrap();
+        std::fs::write(archive.join("000000010000000000000002"), "").unwrap();
+        Location { path: data, wal_archives: vec![archive], ..Location::default() }
+    }
+
+    #[test]
+    fn a_listed_backup_has_its_tablespaces_whatever_archives_there_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let location = sample(dir.path());
+        let repository = crate::Repository::open(&location).unwrap();
+        let info = repository.backups().unwrap().remove(0);
+        assert_eq!((info.unusable, info.size), (None, 3 + 8192 + 1000));
+        assert_eq!(info.archived_until.unwrap().segment, "000000010000000000000002");
+    }
 
     #[test]
     fn times() {

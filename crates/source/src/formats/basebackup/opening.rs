@@ -33,9 +33,8 @@ pub(crate) fn open(
     info: BackupInfo,
     wanted: WalWanted,
 ) -> Result<Backup, SourceError> {
-    let mut objects = Objects::default();
     let path = directory.root.path().to_path_buf();
-    let mut tree = tree::walk(Root::open(&path)?, &directory.version_directory(), &mut objects)?;
+    let (mut tree, mut objects) = tree::walk(Root::open(&path)?, &directory.version_directory())?;
     compare(&directory, &tree, location.atomic_snapshot)?;
     let mut files = map_files(&directory, &tree, &mut objects)?;
 
