@@ -173,7 +173,7 @@ pub enum SourceError {
         /// The segment's name.
         segment: String,
         /// Where it was looked for.
-        places: String,
+        places: Places,
     },
     /// A gap in the WAL, with more of it behind.
     #[error(
@@ -185,7 +185,7 @@ pub enum SourceError {
         /// The last one that is there.
         later: String,
         /// Where it was looked for.
-        places: String,
+        places: Places,
     },
     /// Two different files that claim to be one segment.
     #[error("WAL segment {segment} lies twice in `{path}`: {first} and {second}")]
@@ -205,7 +205,7 @@ pub enum SourceError {
         /// `<timeline>.history`.
         name: String,
         /// Where it was looked for.
-        places: String,
+        places: Places,
     },
     /// `--backup-label` for a backup that has one.
     #[error("backup `{path}` has its own backup_label, which differs from the file given")]
@@ -256,8 +256,15 @@ impl SourceError {
             Self::DeadLink { .. } => {
                 "mount or restore that directory, or let the link lead to the backup's copy of it"
             }
-            Self::MissingWal { .. } | Self::MissingHistory { .. } => {
-                "name a directory that holds it with --wal-archive, or choose another backup"
+            Self::MissingWal { places, .. } | Self::MissingHistory { places, .. } => {
+                match places.kind {
+                    Kind::BaseBackup => {
+                        "name a directory that holds it with --wal-archive, or choose another backup"
+                    }
+                    Kind::PgBackRest => {
+                        "bring it back into the stanza's archive, or choose another backup"
+                    }
+                }
             }
             Self::WalHole { .. } => {
                 "bring the missing segment, or recover to the end of the backup"
@@ -282,6 +289,21 @@ impl SourceError {
     }
 }
 
+/// Where WAL was looked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    /// The directories, for people.
+    pub shown: String,
+    /// The kind of repository that they belong to.
+    pub kind: Kind,
+}
+
+impl std::fmt::Display for Places {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.shown)
+    }
+}
+
 fn those_there(what: &str, known: &[String]) -> String {
     if known.is_empty() {
         format!("there is no {what}")
@@ -292,4 +314,23 @@ fn those_there(what: &str, known: &[String]) -> String {
 
 fn wanted(for_what: &str) -> String {
     if for_what.is_empty() { String::new() } else { format!(" ({for_what})") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hints_name_only_options_that_go_with_the_repository() {
+        let hint = |kind| {
+            let places = Places { shown: "`/archive`".into(), kind };
+            let segment = "000000010000000000000005".to_owned();
+            let history = SourceError::MissingHistory { name: "2".into(), places: places.clone() };
+            let segment = SourceError::MissingWal { segment, places };
+            assert_eq!(history.hint(), segment.hint());
+            segment.hint().unwrap()
+        };
+        assert!(hint(Kind::BaseBackup).contains("--wal-archive"));
+        assert!(!hint(Kind::PgBackRest).contains("--"), "{}", hint(Kind::PgBackRest));
+    }
 }

@@ -7,7 +7,7 @@ use super::directory::Directory;
 use super::manifest::BaseManifest;
 use super::segments::Segments;
 use super::tree::{self, Found, Tree};
-use crate::error::SourceError;
+use crate::error::{Places, SourceError};
 use crate::formats::history::{self, History};
 use crate::formats::label;
 use crate::formats::objects::{Expected, Objects, build_map, is_absent};
@@ -15,7 +15,7 @@ use crate::formats::presented::{self, EMPTY_DIRECTORIES};
 use crate::formats::recovery::{self, Needed, cluster_path};
 use crate::formats::relation::{check_sizes, relation_file};
 use crate::formats::wal::{Segment, SegmentSize};
-use crate::location::Location;
+use crate::location::{Kind, Location};
 use crate::map::{Codec, Content, MapFile};
 use crate::repository::{Backup, BackupInfo, Tablespace, WalPresented, WalWanted};
 use crate::store::Root;
@@ -292,7 +292,7 @@ impl<'a> Wal<'a> {
         self.read(&history::file_name(timeline))
     }
 
-    fn places(&self) -> String {
+    fn places(&self) -> Places {
         let places = self.own.places().into_iter().chain(self.archives.places());
         let own = self.tree.wal_link.is_none().then(|| self.directory.root.path().join("pg_wal"));
         let shown = places.map(|place| match &own {
@@ -301,7 +301,8 @@ impl<'a> Wal<'a> {
         });
         let mut shown: Vec<String> = shown.collect();
         shown.dedup();
-        if shown.is_empty() { "the backup".into() } else { shown.join(" and ") }
+        let shown = if shown.is_empty() { "the backup".into() } else { shown.join(" and ") };
+        Places { shown, kind: Kind::BaseBackup }
     }
 
     fn files(&self, objects: &mut Objects) -> Result<(Vec<MapFile>, WalPresented), SourceError> {

@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 
 use super::manifest::compression_of_extension;
-use crate::error::SourceError;
+use crate::error::{Places, SourceError};
 use crate::formats::hex::unhex;
 use crate::formats::history::{self, History};
 use crate::formats::label::{is_segment_name, is_upper_hex};
 use crate::formats::objects::is_absent;
 use crate::formats::wal::{Segment, SegmentSize, WalFile};
+use crate::location;
 use crate::map::Digest;
 use crate::repository::WalReach;
 use crate::store::{Kind, Root};
@@ -50,9 +51,10 @@ impl<'a> Archive<'a> {
         Ok(Self { root, path, directories, reaches: HashMap::new() })
     }
 
-    /// Where it lies, for people.
-    pub(crate) fn place(&self) -> String {
-        format!("`{}`", self.root.path().join(&self.path).display())
+    /// Where it lies.
+    pub(crate) fn places(&self) -> Places {
+        let shown = format!("`{}`", self.root.path().join(&self.path).display());
+        Places { shown, kind: location::Kind::PgBackRest }
     }
 
     /// Returns the last whole segment of `timeline` (8 hexadecimal digits).

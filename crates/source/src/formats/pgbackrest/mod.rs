@@ -26,7 +26,8 @@ use super::presented::{self, EMPTY_DIRECTORIES};
 use super::recovery::{self, Needed, cluster_path};
 use super::relation::relation_file;
 use super::wal::{Segment, SegmentSize, WalFile};
-use crate::error::SourceError;
+use crate::error::{Places, SourceError};
+use crate::location;
 use crate::map::MapFile;
 use crate::repository::{Backup, BackupInfo, BackupLabel, WalPresented, WalWanted};
 use crate::store::{Kind, Root};
@@ -355,8 +356,9 @@ impl WalSource<'_> {
             && (start.number..=stop.number)
                 .all(|number| own.contains_key(&Segment { number, timeline }));
         if covered && self.wanted == WalWanted::EndOfBackup {
-            let (files, presented) =
-                self.choose(&History::only(1), start, stop, "the backup's own pg_wal", own)?;
+            let shown = "the backup's own pg_wal".into();
+            let places = Places { shown, kind: location::Kind::PgBackRest };
+            let (files, presented) = self.choose(&History::only(1), start, stop, &places, own)?;
             return Ok(Wal { files, histories: Vec::new(), timeline, presented });
         }
         let archives = self.repository.archives(notes)?;
@@ -366,7 +368,7 @@ impl WalSource<'_> {
             for_what: "archive.info knows no archive of the backup's cluster".into(),
         })?;
         let archive = self.repository.archive(&archive_id)?;
-        let places = archive.place();
+        let places = archive.places();
         let history =
             recovery::read_history(timeline, &places, |timeline| archive.history(timeline))?;
         let last = if self.wanted == WalWanted::EndOfBackup { stop.number } else { u64::MAX };
@@ -385,7 +387,7 @@ impl WalSource<'_> {
         history: &History,
         start: Segment,
         stop: Segment,
-        places: &str,
+        places: &Places,
         mut there: BTreeMap<Segment, WalFile>,
     ) -> Result<(Vec<(String, WalFile)>, WalPresented), SourceError> {
         let needed = Needed {
