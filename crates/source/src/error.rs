@@ -207,6 +207,20 @@ pub enum SourceError {
         /// Where it was looked for.
         places: Places,
     },
+    /// A label that `backup_manifest` lists.
+    #[error("`{path}` is missing (backup_manifest lists it)")]
+    LabelMissing {
+        /// Where it must be.
+        path: PathBuf,
+    },
+    /// `--backup-label` with a file that `backup_manifest` does not list.
+    #[error("`{path}` is not this backup's label: its {what} is not what backup_manifest says")]
+    LabelDiffers {
+        /// The file that was given.
+        path: PathBuf,
+        /// `size` or `checksum`.
+        what: String,
+    },
     /// `--backup-label` for a backup that has one.
     #[error("backup `{path}` has its own backup_label, which differs from the file given")]
     LabelGivenTwice {
@@ -270,6 +284,10 @@ impl SourceError {
                 "bring the missing segment, or recover to the end of the backup"
             }
             Self::WalTwice { .. } => "find out with the backup tool which of them is right",
+            Self::LabelMissing { .. } => {
+                "if the label was kept elsewhere, name it with --backup-label; else choose another backup"
+            }
+            Self::LabelDiffers { .. } => "name the label that this backup was taken with",
             Self::LabelGivenTwice { .. } => "leave --backup-label out",
         };
         Some(text.into())
@@ -285,6 +303,7 @@ impl SourceError {
                 | Self::SeveralStanzas { .. }
                 | Self::OptionOfOtherKind { .. }
                 | Self::LabelGivenTwice { .. }
+                | Self::LabelDiffers { .. }
         )
     }
 }

@@ -1,7 +1,7 @@
 //! One base backup's own words about itself: version, `pg_control`, label and manifest.
 
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::manifest::{self, BaseManifest, Problem};
 use super::segments::Segments;
@@ -37,8 +37,8 @@ pub(crate) struct Directory {
 pub(crate) struct Label {
     /// What it says.
     pub label: BackupLabel,
-    /// Its bytes, if they come from `--backup-label`.
-    pub given: Option<Vec<u8>>,
+    /// The file that `--backup-label` named, with its bytes.
+    pub given: Option<(PathBuf, Vec<u8>)>,
     /// Last modification of its file.
     pub modified: i64,
 }
@@ -163,7 +163,7 @@ fn read_label(root: &Root, given: Option<&Path>) -> Result<Option<Label>, Source
                 return Err(SourceError::LabelGivenTwice { path: root.path().to_path_buf() });
             }
             let modified = root.metadata("global/pg_control")?.modified;
-            (path.to_path_buf(), bytes.clone(), modified, Some(bytes))
+            (path.to_path_buf(), bytes.clone(), modified, Some((path.to_path_buf(), bytes)))
         }
         (Some((bytes, modified)), None) => {
             (root.path().join("backup_label"), bytes, modified, None)

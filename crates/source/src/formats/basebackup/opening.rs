@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::directory::Directory;
-use super::manifest::BaseManifest;
+use super::manifest::{BaseManifest, Listed};
 use super::segments::Segments;
 use super::tree::{self, Found, Tree};
+use crate::digest::Hasher;
 use crate::error::{Places, SourceError};
 use crate::formats::history::{self, History};
 use crate::formats::label;
@@ -20,6 +21,8 @@ use crate::map::{Codec, Content, MapFile};
 use crate::repository::{Backup, BackupInfo, Tablespace, WalPresented, WalWanted};
 use crate::store::Root;
 
+/// The label's path in a mounted cluster.
+const LABEL: &str = "data/backup_label";
 /// Files that an error names before it says "and more".
 const NAMED: usize = 5;
 
@@ -46,13 +49,9 @@ pub(crate) fn open(
     let (wal_files, presented) = wal.files(&mut objects)?;
     files.extend(wal_files);
     if let Some(label) = &directory.label {
-        if let Some(bytes) = &label.given {
-            files.retain(|file| file.path.as_str() != "data/backup_label");
-            files.push(recovery::inline(
-                cluster_path("data/backup_label")?,
-                bytes.clone(),
-                label.modified,
-            ));
+        if let Some((_, bytes)) = &label.given {
+            files.retain(|file| file.path.as_str() != LABEL);
+            files.push(recovery::inline(cluster_path(LABEL)?, bytes.clone(), label.modified));
         }
         files.push(recovery::recovery_signal()?);
     }
@@ -106,6 +105,10 @@ fn compare(directory: &Directory, tree: &Tree, atomic: bool) -> Result<(), Sourc
         manifest.files.iter().filter(|(file, _)| presented::shows_file(file.as_str()))
     {
         let Some(found) = found.get(file.as_str()) else {
+            if file.as_str() == LABEL {
+                stand_in(directory, listed)?;
+                continue;
+            }
             let inside = file.as_str().strip_prefix("data/").map(str::to_owned);
             let inside =
                 inside.unwrap_or_else(|| file.as_str().replacen("tablespaces", "pg_tblspc", 1));
@@ -136,6 +139,25 @@ fn compare(directory: &Directory, tree: &Tree, atomic: bool) -> Result<(), Sourc
         extra[NAMED] = "and more".into();
     }
     Err(SourceError::NotInManifest { backup: path.to_path_buf(), files: extra })
+}
+
+/// Compares the file that `--backup-label` named with what the manifest says of the label that is not there.
+fn stand_in(directory: &Directory, listed: &Listed) -> Result<(), SourceError> {
+    let Some((given, bytes)) = directory.label.as_ref().and_then(|label| label.given.as_ref())
+    else {
+        return Err(SourceError::LabelMissing { path: directory.root.path().join("backup_label") });
+    };
+    let differs =
+        |what: &str| Err(SourceError::LabelDiffers { path: given.clone(), what: what.to_owned() });
+    if bytes.len() as u64 != listed.size {
+        return differs("size");
+    }
+    let Some(digest) = &listed.digest else { return Ok(()) };
+    let hasher = Hasher::like(digest).map(|mut hasher| {
+        hasher.update(bytes);
+        hasher.finish()
+    });
+    if hasher.as_ref() == Some(digest) { Ok(()) } else { differs("checksum") }
 }
 
 fn stored_path(tree: &Tree, path: &str) -> PathBuf {
