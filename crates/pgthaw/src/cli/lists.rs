@@ -52,10 +52,12 @@ pub struct BackupJson {
     pub prior: Option<String>,
     /// Whether the backup tool found damaged pages.
     pub damaged: bool,
-    /// When the last WAL segment of its timeline was archived, UTC.
+    /// When the last WAL segment was archived that follows it without a gap, UTC.
     pub archived_until: Option<Timestamp>,
     /// That segment's name.
     pub archived_segment: Option<String>,
+    /// The segment that is missing behind that one, where later ones are there.
+    pub archive_gap: Option<String>,
     /// What the user noted down with the backup tool.
     pub annotations: BTreeMap<String, String>,
     /// Why it cannot be exported from.
@@ -80,6 +82,7 @@ impl BackupJson {
             damaged: backup.damaged,
             archived_until: backup.archived_until.as_ref().and_then(|reach| time(reach.modified)),
             archived_segment: backup.archived_until.as_ref().map(|reach| reach.segment.clone()),
+            archive_gap: backup.archived_until.as_ref().and_then(|reach| reach.gap.clone()),
             annotations: backup.annotations.clone(),
             unusable: backup.unusable.clone(),
         }
@@ -145,11 +148,13 @@ pub fn backups(repository: &Path, answer: &BackupsAnswer, zone: &TimeZone) -> St
 }
 
 fn remark(backup: &BackupInfo) -> String {
-    match (&backup.unusable, backup.damaged) {
-        (Some(why), _) => format!("unusable: {}", text::one_line(why)),
-        (None, true) => "the backup tool found damaged pages".into(),
-        (None, false) => String::new(),
+    if let Some(why) = &backup.unusable {
+        return format!("unusable: {}", text::one_line(why));
     }
+    let damaged = backup.damaged.then(|| "the backup tool found damaged pages".to_owned());
+    let gap = backup.archived_until.as_ref().and_then(|reach| reach.gap.as_ref());
+    let gap = gap.map(|segment| format!("WAL segment {segment} is missing, later ones are there"));
+    damaged.into_iter().chain(gap).collect::<Vec<_>>().join("; ")
 }
 
 /// Returns the databases of a backup for people.

@@ -1,5 +1,6 @@
 //! One base backup's own words about itself: version, `pg_control`, label and manifest.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -10,9 +11,9 @@ use crate::error::SourceError;
 use crate::formats::control::{self, Control};
 use crate::formats::label;
 use crate::formats::objects::{Objects, is_absent};
-use crate::formats::wal::SegmentSize;
+use crate::formats::wal::{self, Segment, SegmentSize};
 use crate::location::Location;
-use crate::repository::{BackupInfo, BackupLabel};
+use crate::repository::{BackupInfo, BackupLabel, WalReach};
 use crate::store::{Kind, Root};
 
 /// A base backup's directory with what was read of it.
@@ -116,7 +117,6 @@ impl Directory {
         });
         info.start_lsn = label.map(|label| label.label.start_lsn);
         let archives = Segments::archives(&location.wal_archives, &mut Objects::default())?;
-        let mut reach = archives.reach(self.timeline());
         match &self.manifest {
             Some((manifest, modified)) => {
                 info.stopped_at = Some(*modified);
@@ -138,18 +138,35 @@ impl Directory {
             }
             Ok(_) | Err(_) => None,
         };
-        if let Some(own) = wal.and_then(|wal| wal.reach(self.timeline()))
-            && reach.as_ref().is_none_or(|reach| reach.segment < own.segment)
-        {
-            reach = Some(own);
-        }
-        info.archived_until = reach;
+        info.archived_until = self.reach(info, &[archives, wal.unwrap_or_default()]);
         if self.manifest.is_none() {
             let root = Root::open(self.root.path())?;
             let (tree, _) = tree::walk(root, &self.version_directory())?;
             info.size = tree.files.iter().fold(0, |sum: u64, file| sum.saturating_add(file.size));
         }
         Ok(())
+    }
+}
+
+impl Directory {
+    /// Tells how far the WAL goes that follows the backup without a gap.
+    fn reach(&self, info: &BackupInfo, places: &[Segments]) -> Option<WalReach> {
+        let (timeline, size) = (self.timeline(), self.wal_segment_size);
+        let stop = info.stop_lsn.map(|lsn| size.number_before(lsn));
+        let start = size.number_at(info.start_lsn.unwrap_or(self.control.redo_lsn));
+        let segments = places.iter().flat_map(|place| place.of_size(size));
+        let numbers: BTreeSet<u64> = segments
+            .filter(|segment| segment.timeline == timeline)
+            .map(|segment| segment.number)
+            .collect();
+        let numbers: Vec<u64> = numbers.into_iter().collect();
+        let at = numbers.binary_search(&stop.unwrap_or(start)).ok()?;
+        let last = at + wal::run_length(&numbers, at) - 1;
+        let name = |number| size.name(Segment { number, timeline });
+        let segment = name(numbers[last]);
+        let gap = (last + 1 < numbers.len()).then(|| name(numbers[last] + 1));
+        let modified = places.iter().find_map(|place| place.modified(&segment))?;
+        Some(WalReach { segment, modified, gap })
     }
 }
 
@@ -233,7 +250,9 @@ mod tests {
         std::fs::write(data.join("global/pg_control"), control::tests::sample(true)).unwrap();
         std::fs::write(space.join("PG_15_202209061/file"), [0; 1000]).unwrap();
         std::os::unix::fs::symlink(&space, data.join("pg_tblspc/16389")).unwrap();
-        std::fs::write(archive.join("000000010000000000000002"), "").unwrap();
+        for number in [2, 3, 5] {
+            std::fs::write(archive.join(format!("00000001000000000000000{number}")), "").unwrap();
+        }
         Location { path: data, wal_archives: vec![archive], ..Location::default() }
     }
 
@@ -244,7 +263,9 @@ mod tests {
         let repository = crate::Repository::open(&location).unwrap();
         let info = repository.backups().unwrap().remove(0);
         assert_eq!((info.unusable, info.size), (None, 3 + 8192 + 1000));
-        assert_eq!(info.archived_until.unwrap().segment, "000000010000000000000002");
+        let reach = info.archived_until.unwrap();
+        assert_eq!(reach.segment, "000000010000000000000003", "recovery gets no further");
+        assert_eq!(reach.gap.as_deref(), Some("000000010000000000000004"));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::io::Read;
 
 pub(crate) use self::info::major;
 
-use self::archive::Archive;
+use self::archive::{Archive, Needs};
 use self::info::{Archives, Listed};
 use self::ini::Problem;
 use self::manifest::Manifest;
@@ -243,14 +243,29 @@ impl PgBackRest {
         let mut info = listed.info.clone();
         info.unusable = self.unusable(&info.id);
         let archive_id = info::archive_id(archives, listed.history_id, &listed.cluster);
-        let Some((archive_id, stop)) = archive_id.zip(listed.archive_stop.as_ref()) else {
+        let (Some(archive_id), Some(start), Some(stop)) =
+            (archive_id, &listed.archive_start, &listed.archive_stop)
+        else {
             return Ok(info);
         };
         if !known.contains_key(&archive_id) {
             known.insert(archive_id.clone(), self.archive(&archive_id)?);
         }
         if let Some(archive) = known.get_mut(&archive_id) {
-            info.archived_until = archive.reach(stop.get(..8).unwrap_or_default())?;
+            let needs = Needs {
+                start,
+                stop,
+                start_lsn: info.start_lsn,
+                stop_lsn: info.stop_lsn,
+                own: listed.archive_copy,
+            };
+            match archive.reach(&needs) {
+                Ok(reach) => info.archived_until = reach,
+                Err(err @ SourceError::MissingWal { .. }) => {
+                    info.unusable = info.unusable.or(Some(err.to_string()));
+                }
+                Err(err) => return Err(err),
+            }
         }
         Ok(info)
     }
