@@ -235,7 +235,8 @@ impl SourceError {
         let text = match self {
             Self::Io(source) => match source.kind() {
                 io::ErrorKind::PermissionDenied => {
-                    "run pgthaw as the owner of the repository, or as root"
+                    "run pgthaw as the owner of the repository, or as root, where reading runs as that owner; \
+                     an owner who cannot read this file needs its mode or its owner changed"
                 }
                 io::ErrorKind::NotFound => "check that the repository is complete and mounted",
                 _ => return None,
