@@ -298,7 +298,10 @@ impl SourceError {
     pub fn is_usage(&self) -> bool {
         matches!(
             self,
-            Self::UnknownBackup { .. }
+            Self::NoSuchRepository { .. }
+                | Self::NotARepository { .. }
+                | Self::Empty { .. }
+                | Self::UnknownBackup { .. }
                 | Self::Unfinished { .. }
                 | Self::UnknownStanza { .. }
                 | Self::SeveralStanzas { .. }

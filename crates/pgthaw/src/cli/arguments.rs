@@ -28,7 +28,7 @@ Examples:
 Exit codes:
   0    everything was delivered, or what was asked for was done
   1    it failed, or only a part was delivered
-  2    wrong usage; also an unknown backup or database, or a target that is not empty
+  2    wrong usage; also a REPO that is no repository, an unknown backup or database, or a target that is not empty
   130  stopped with Ctrl-C"
 )]
 pub struct Arguments {

@@ -24,13 +24,13 @@ fn what_is_no_repository_is_named() {
     fs::write(&file, "no directory").unwrap();
     let missing = pgthaw.scratch.join("missing");
     let cases = [
-        (&missing, 2, &["No such file", "hint: name the directory"][..]),
-        (&empty, 1, &["is empty", "hint: "]),
-        (&other, 1, &["is no repository that pgthaw knows", "hint: name a pgBackRest repository"]),
-        (&bare, 1, &["backup.info", "missing", "hint: "]),
-        (&file, 1, &["irectory"]),
+        (&missing, &["No such file", "hint: name the directory"][..]),
+        (&empty, &["is empty", "hint: "]),
+        (&other, &["is no repository that pgthaw knows", "hint: name a pgBackRest repository"]),
+        (&bare, &["backup.info", "missing", "hint: "]),
+        (&file, &["irectory"]),
     ];
-    for (path, code, words) in cases {
+    for (path, words) in cases {
         let name = path.display().to_string();
         let words: Vec<&str> = words.iter().copied().chain([name.as_str()]).collect();
         let target = pgthaw.target("export").display().to_string();
@@ -40,7 +40,7 @@ fn what_is_no_repository_is_named() {
             &["check", &name, "-d", "crm", "--to", &target],
             &["export", &name, "-d", "crm", "--to", &target],
         ] {
-            pgthaw.refused(&name, pgthaw.command(arguments), code, &words);
+            pgthaw.refused(&name, pgthaw.command(arguments), 2, &words);
         }
         assert!(!pgthaw.target("export").exists());
     }
