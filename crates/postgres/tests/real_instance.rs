@@ -484,6 +484,8 @@ fn nothing_is_left_of_a_killed_server() {
         let status = instance.wait_end().await.unwrap();
         assert!(!status.success());
         assert!(!instance.is_running().unwrap());
+        let lines = instance.failure().lines;
+        assert!(!lines.iter().any(|line| line.contains("could not")), "no cause of it: {lines:?}");
         instance.stop(StopMode::Fast).await.unwrap();
         // orphans notice their postmaster's death by themselves, within moments
         let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
