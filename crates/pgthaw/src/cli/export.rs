@@ -1,7 +1,6 @@
 //! The commands that follow a session: `export`, `attach`, `retry`, `cancel`.
 
 use std::future::Future;
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -164,7 +163,7 @@ fn finish(
                 let took = begun.and_then(|begun| {
                     Duration::try_from(Timestamp::now().duration_since(begun)).ok()
                 });
-                let delivered = Delivered::look(Path::new(&status.target));
+                let delivered = Delivered::look(&status);
                 terminal::print(&report::success(&status, &delivered, took));
             }
             ExitCode::SUCCESS
