@@ -221,6 +221,12 @@ pub enum SourceError {
         /// `size` or `checksum`.
         what: String,
     },
+    /// `--atomic-snapshot` for a backup that has a label.
+    #[error("backup `{path}` has a backup_label, which --atomic-snapshot would contradict")]
+    SnapshotWithLabel {
+        /// The backup's directory.
+        path: PathBuf,
+    },
     /// `--backup-label` for a backup that has one.
     #[error("backup `{path}` has its own backup_label, which differs from the file given")]
     LabelGivenTwice {
@@ -289,6 +295,9 @@ impl SourceError {
                 "if the label was kept elsewhere, name it with --backup-label; else choose another backup"
             }
             Self::LabelDiffers { .. } => "name the label that this backup was taken with",
+            Self::SnapshotWithLabel { .. } => {
+                "leave --atomic-snapshot out: recovery follows the label, and does not rest on that promise"
+            }
             Self::LabelGivenTwice { .. } => "leave --backup-label out",
         };
         Some(text.into())
@@ -308,6 +317,7 @@ impl SourceError {
                 | Self::OptionOfOtherKind { .. }
                 | Self::LabelGivenTwice { .. }
                 | Self::LabelDiffers { .. }
+                | Self::SnapshotWithLabel { .. }
         )
     }
 }

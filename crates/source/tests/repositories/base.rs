@@ -197,6 +197,11 @@ pub fn without_label(cluster: &mut Cluster) {
     let same =
         Repository::open(&location).unwrap().open_backup(None, WalWanted::EndOfBackup).unwrap();
     assert!(same.label.is_some());
+    let snapshot =
+        Location { path: streamed.clone(), atomic_snapshot: true, ..Location::default() };
+    let err =
+        Repository::open(&snapshot).unwrap().open_backup(None, WalWanted::Latest).unwrap_err();
+    assert!(err.is_usage() && err.to_string().contains("--atomic-snapshot"), "{err}");
     fs::write(&given, [&own[..], b"\n"].concat()).unwrap();
     let err =
         Repository::open(&location).unwrap().open_backup(None, WalWanted::EndOfBackup).unwrap_err();

@@ -37,6 +37,9 @@ pub(crate) fn open(
     wanted: WalWanted,
 ) -> Result<Backup, SourceError> {
     let path = directory.root.path().to_path_buf();
+    if location.atomic_snapshot && directory.label.is_some() {
+        return Err(SourceError::SnapshotWithLabel { path });
+    }
     let (mut tree, mut objects) = tree::walk(Root::open(&path)?, &directory.version_directory())?;
     compare(&directory, &tree, location.atomic_snapshot)?;
     let mut files = map_files(&directory, &tree, &mut objects)?;
