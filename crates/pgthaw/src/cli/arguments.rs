@@ -259,8 +259,8 @@ pub struct WorkOptions {
     /// Make the session's private directory (mount, write layer, sockets) here instead of in /var/tmp
     #[arg(long, value_name = "DIR", value_parser = values::path, value_hint = ValueHint::DirPath)]
     pub work_dir: Option<PathBuf>,
-    /// Keep this much decoded data in memory, for example 512MB
-    #[arg(long, value_name = "SIZE", value_parser = values::size)]
+    /// Keep this much decoded data in memory, for example 512MB; at least 1MB
+    #[arg(long, value_name = "SIZE", value_parser = values::cache_size)]
     pub cache_size: Option<u64>,
     /// Where PostgreSQL's programs of the backup's major version are; without it the usual places and PATH are searched
     #[arg(long, value_name = "DIR", value_parser = values::path, value_hint = ValueHint::DirPath)]

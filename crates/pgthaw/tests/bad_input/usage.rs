@@ -90,6 +90,7 @@ fn options_that_do_not_fit_are_refused_before_anything_is_made() {
         ("compression of none", &["-Z", "bzip2"], &["bzip2"]),
         ("jobs", &["-j", "0"], &["-j"]),
         ("size", &["--cache-size", "many"], &["many"]),
+        ("no size", &["--cache-size", "1"], &["--cache-size", "at least 1MB"]),
         ("wal archive", &["--wal-archive", "/tmp"], &["--wal-archive", "pgbackrest"]),
         ("snapshot", &["--atomic-snapshot"], &["--atomic-snapshot", "pgbackrest"]),
         ("label", &["--backup-label", "/etc/passwd"], &["--backup-label", "pgbackrest"]),
