@@ -239,7 +239,7 @@ pub fn sessions(sessions: &[Status], zone: &TimeZone) -> String {
             if status.state.is_active() { activity(status) } else { String::new() },
             text::time(status.created_at, zone),
             names(status),
-            done(status),
+            text::size(status.bytes_done),
             text::one_line(&status.target),
         ]
     });
@@ -259,15 +259,6 @@ fn names(status: &Status) -> String {
         names.push(format!("and {} more", status.databases.len() - SHOWN));
     }
     names.join(", ")
-}
-
-fn done(status: &Status) -> String {
-    match (status.bytes_done, status.bytes_total) {
-        (done, total) if total > done && status.state.is_active() => {
-            format!("{} of {}", text::size(done), text::size(total))
-        }
-        (done, _) => text::size(done),
-    }
 }
 
 fn state_word(state: SessionState) -> &'static str {
@@ -309,7 +300,10 @@ pub fn session(status: &Status, zone: &TimeZone) -> String {
         |name, value: &Option<String>| value.as_ref().map(|value| (name, text::one_line(value)));
     facts.extend(named("backup", &status.backup));
     facts.extend(named("recovered to", &status.recovery_lsn));
-    facts.extend([("target", text::one_line(&status.target)), ("delivered", done(status))]);
+    facts.extend([
+        ("target", text::one_line(&status.target)),
+        ("delivered", text::size(status.bytes_done)),
+    ]);
     let mut lines: Vec<String> =
         facts.into_iter().map(|(name, value)| format!("{name:<13} {value}")).collect();
     if !status.databases.is_empty() {

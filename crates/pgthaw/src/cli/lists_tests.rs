@@ -181,10 +181,10 @@ fn sessions_are_a_table() {
     ended.state = SessionState::Succeeded;
     ended.databases = vec![ended.databases[0].clone(); 5];
     let want = "\
- id                   | state     | doing   | created                | databases               |          delivered | target
-----------------------+-----------+---------+------------------------+-------------------------+--------------------+---------------------
- 20261122-101112-kqvd | running   | dumping | 2026-11-22 11:11:12+01 | crm, my sales           | 47.7 MB of 57.2 MB | /srv/exports/monday
- 20261122-101112-kqvd | succeeded |         | 2026-11-22 11:11:12+01 | crm, crm, crm, and 2 more |            47.7 MB | /srv/exports/monday
+ id                   | state     | doing   | created                | databases               |  delivered | target
+----------------------+-----------+---------+------------------------+-------------------------+-----------+---------------------
+ 20261122-101112-kqvd | running   | dumping | 2026-11-22 11:11:12+01 | crm, my sales           |   47.7 MB | /srv/exports/monday
+ 20261122-101112-kqvd | succeeded |         | 2026-11-22 11:11:12+01 | crm, crm, crm, and 2 more |   47.7 MB | /srv/exports/monday
 ";
     let got = sessions(&[samples::status(), ended], &zone());
     assert_eq!(squeezed(&got), squeezed(want));
