@@ -17,7 +17,7 @@ use crate::wire::{ApiError, LogLine, SessionCreated};
 
 /// `pgthaw export`.
 pub async fn export(arguments: &ExportArguments) -> Answer {
-    let request = Surroundings::look()?.export(&arguments.export)?;
+    let request = Surroundings::look().export(&arguments.export)?;
     let mut interrupts = Interrupts::notice()?;
     let output = arguments.output.output;
     let begun = Timestamp::now();

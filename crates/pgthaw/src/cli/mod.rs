@@ -118,7 +118,7 @@ async fn ask_server(command: Command) -> Answer {
 async fn backups(client: &Client, arguments: &BackupsArguments, zone: &TimeZone) -> Answer {
     let output = arguments.output.output;
     let choices: Vec<RepositoryChoice> = match &arguments.repository {
-        Some(name) => vec![Surroundings::look()?.repository(name, &arguments.reading)],
+        Some(name) => vec![Surroundings::look().repository(name, &arguments.reading)?],
         None => configured(arguments)?,
     };
     let several = choices.len() > 1;
@@ -181,7 +181,7 @@ fn configured(arguments: &BackupsArguments) -> Result<Vec<RepositoryChoice>, Api
 }
 
 async fn databases(client: &Client, arguments: &DatabasesArguments, zone: &TimeZone) -> Answer {
-    let repository = Surroundings::look()?.repository(&arguments.repository, &arguments.reading);
+    let repository = Surroundings::look().repository(&arguments.repository, &arguments.reading)?;
     let request = DatabasesRequest { repository, backup: arguments.backup.clone() };
     let answer: DatabasesAnswer = client.post("/v1/databases", &request).await?;
     match arguments.output.output {
@@ -192,7 +192,7 @@ async fn databases(client: &Client, arguments: &DatabasesArguments, zone: &TimeZ
 }
 
 async fn check(client: &Client, arguments: &CheckArguments) -> Answer {
-    let request = Surroundings::look()?.export(&arguments.export)?;
+    let request = Surroundings::look().export(&arguments.export)?;
     let answer: CheckAnswer = client.post("/v1/check", &request).await?;
     match arguments.output.output {
         Output::Text => terminal::print(&lists::check(&answer)),
