@@ -38,7 +38,7 @@ pub async fn export(arguments: &ExportArguments) -> Answer {
     }
     let on_interrupt = if interrupted { OnInterrupt::Leave } else { OnInterrupt::Stop };
     let ending = follow(&client, &id, 0, on_interrupt, &mut interrupts).await?;
-    Ok(finish(ending, &id, interrupted, Some(begun), output))
+    finish(ending, &id, interrupted, Some(begun), output)
 }
 
 /// `pgthaw attach`.
@@ -47,7 +47,7 @@ pub async fn attach(client: &Client, arguments: &AttachArguments) -> Answer {
     let status: Status = client.get(&session_path(&arguments.id, "")).await?;
     let begun = status.state.is_active().then_some(status.created_at);
     let ending = follow(client, &status.id, 0, OnInterrupt::Stop, &mut interrupts).await?;
-    Ok(finish(ending, &status.id, false, begun, arguments.output.output))
+    finish(ending, &status.id, false, begun, arguments.output.output)
 }
 
 /// `pgthaw retry`.
@@ -63,7 +63,7 @@ pub async fn retry(client: &Client, arguments: &RetryArguments) -> Answer {
     if before.state == SessionState::Succeeded {
         terminal::tell(&report::ended_line(&before));
         if output == Output::Json {
-            terminal::print_json(&before);
+            terminal::print_json(&before)?;
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -76,7 +76,8 @@ pub async fn retry(client: &Client, arguments: &RetryArguments) -> Answer {
         terminal::tell(&first.text); // where it recovers to, as for every export
     }
     let ending = follow(client, id, known, OnInterrupt::Stop, &mut interrupts).await?;
-    Ok(finish(ending, id, false, Some(if retried { begun } else { status.created_at }), output))
+    let begun = if retried { begun } else { status.created_at };
+    finish(ending, id, false, Some(begun), output)
 }
 
 /// `pgthaw cancel`.
@@ -96,7 +97,7 @@ pub async fn cancel(client: &Client, arguments: &CancelArguments) -> Answer {
         }
     };
     if output == Output::Json {
-        terminal::print_json(&status);
+        terminal::print_json(&status)?;
     }
     if status.state == SessionState::Canceled {
         terminal::tell(&report::ended_line(&status));
@@ -117,8 +118,8 @@ async fn detached(client: &Client, id: &str, output: Output) -> Answer {
         terminal::tell(&first.text);
     }
     match output {
-        Output::Text => terminal::print(&format!("{id}\n")),
-        Output::Json => terminal::print_json(&client.get::<Status>(&session_path(id, "")).await?),
+        Output::Text => terminal::print(&format!("{id}\n"))?,
+        Output::Json => terminal::print_json(&client.get::<Status>(&session_path(id, "")).await?)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -146,7 +147,7 @@ fn finish(
     stopped_before: bool,
     begun: Option<Timestamp>,
     output: Output,
-) -> ExitCode {
+) -> Answer {
     let (status, stopped) = match ending {
         Ending::Left { stopped } => {
             terminal::tell(&report::left_line(id, stopped || stopped_before));
@@ -155,16 +156,16 @@ fn finish(
         Ending::Ended { status, stopped } => (status, stopped || stopped_before),
     };
     if output == Output::Json {
-        terminal::print_json(&status);
+        terminal::print_json(&status)?;
     }
-    match status.state {
+    Ok(match status.state {
         SessionState::Succeeded => {
             if output == Output::Text {
                 let took = begun.and_then(|begun| {
                     Duration::try_from(Timestamp::now().duration_since(begun)).ok()
                 });
                 let delivered = Delivered::look(&status);
-                terminal::print(&report::success(&status, &delivered, took));
+                terminal::print(&report::success(&status, &delivered, took))?;
             }
             ExitCode::SUCCESS
         }
@@ -182,5 +183,5 @@ fn finish(
             terminal::tell(&report::ended_line(&status));
             ExitCode::from(terminal::FAILED)
         }
-    }
+    })
 }

@@ -263,11 +263,11 @@ async fn listen(
 /// Hands every log line of a session to `take` until the session is no longer at work.
 ///
 /// # Errors
-/// When the server refuses, or cannot be reached any more.
+/// What `take` says; when the server refuses, or cannot be reached any more.
 pub async fn follow_log(
     client: &Client,
     id: &str,
-    mut take: impl FnMut(LogLine),
+    mut take: impl FnMut(LogLine) -> Result<(), ApiError>,
 ) -> Result<(), ApiError> {
     let mut messages = messages(client, id);
     let mut told = 0;
@@ -275,7 +275,7 @@ pub async fn follow_log(
         match message {
             Message::Log { number, line } if number >= told => {
                 told = number + 1;
-                take(line);
+                take(line)?;
             }
             Message::Failed(error) => return Err(error),
             Message::Log { .. } | Message::Status(_) | Message::Lost => {}

@@ -42,7 +42,11 @@ type Answer = Result<ExitCode, ApiError>;
 
 /// Does what the command line says.
 pub fn main() -> ExitCode {
-    let answer = match Arguments::parse().command {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(message) => return terminal::print_usage(&message),
+    };
+    let answer = match arguments.command {
         Command::Serve(arguments) => return crate::server::run(arguments.until_idle),
         Command::Internal(arguments) => return crate::internal::run(arguments.child),
         Command::Completions(arguments) => completions(arguments.shell),
@@ -93,16 +97,16 @@ async fn ask_server(command: Command) -> Answer {
         Command::Sessions(arguments) => {
             let sessions: Vec<Status> = client.get("/v1/sessions").await?;
             match arguments.output.output {
-                Output::Text => terminal::print(&lists::sessions(&sessions, &zone)),
-                Output::Json => terminal::print_json(&sessions),
+                Output::Text => terminal::print(&lists::sessions(&sessions, &zone))?,
+                Output::Json => terminal::print_json(&sessions)?,
             }
             Ok(ExitCode::SUCCESS)
         }
         Command::Session(arguments) => {
             let status: Status = client.get(&session_path(&arguments.id, "")).await?;
             match arguments.output.output {
-                Output::Text => terminal::print(&lists::session(&status, &zone)),
-                Output::Json => terminal::print_json(&status),
+                Output::Text => terminal::print(&lists::session(&status, &zone))?,
+                Output::Json => terminal::print_json(&status)?,
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -136,15 +140,15 @@ async fn backups(client: &Client, arguments: &BackupsArguments, zone: &TimeZone)
         };
         match output {
             Output::Text if number > 0 => {
-                terminal::print(&format!("\n{}", lists::backups(&choice.path, &answer, zone)))
+                terminal::print(&format!("\n{}", lists::backups(&choice.path, &answer, zone)))?
             }
-            Output::Text => terminal::print(&lists::backups(&choice.path, &answer, zone)),
+            Output::Text => terminal::print(&lists::backups(&choice.path, &answer, zone))?,
             Output::Json => json.extend(lists::backups_json(&choice.path, &answer)),
         }
     }
     if output == Output::Json {
         json.sort_by_key(|backup| backup.started_at);
-        terminal::print_json(&json);
+        terminal::print_json(&json)?;
     }
     Ok(code)
 }
@@ -185,8 +189,8 @@ async fn databases(client: &Client, arguments: &DatabasesArguments, zone: &TimeZ
     let request = DatabasesRequest { repository, backup: arguments.backup.clone() };
     let answer: DatabasesAnswer = client.post("/v1/databases", &request).await?;
     match arguments.output.output {
-        Output::Text => terminal::print(&lists::databases(&answer, zone)),
-        Output::Json => terminal::print_json(&lists::by_oid(&answer.databases)),
+        Output::Text => terminal::print(&lists::databases(&answer, zone))?,
+        Output::Json => terminal::print_json(&lists::by_oid(&answer.databases))?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -195,8 +199,8 @@ async fn check(client: &Client, arguments: &CheckArguments) -> Answer {
     let request = Surroundings::look().export(&arguments.export)?;
     let answer: CheckAnswer = client.post("/v1/check", &request).await?;
     match arguments.output.output {
-        Output::Text => terminal::print(&lists::check(&answer)),
-        Output::Json => terminal::print_json(&answer),
+        Output::Text => terminal::print(&lists::check(&answer))?,
+        Output::Json => terminal::print_json(&answer)?,
     }
     Ok(if answer.report.refused() { ExitCode::from(terminal::FAILED) } else { ExitCode::SUCCESS })
 }
@@ -217,8 +221,8 @@ async fn log(client: &Client, arguments: &LogArguments, zone: &TimeZone) -> Answ
     match arguments.output.output {
         Output::Text => terminal::print(
             &lines.iter().map(|line| lists::log_line(line, zone)).collect::<String>(),
-        ),
-        Output::Json => terminal::print_json(&lines),
+        )?,
+        Output::Json => terminal::print_json(&lines)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -232,7 +236,7 @@ async fn clean(client: &Client, arguments: &CleanArguments) -> Answer {
     let interrupted: Vec<Status> = client.get("/v1/interrupted").await?;
     let preview: CleanAnswer = client.post("/v1/clean", &CleanRequest { dry_run: true }).await?;
     if arguments.dry_run || (interrupted.is_empty() && preview.removed.is_empty()) {
-        show(&preview, true);
+        show(&preview, true)?;
         return Ok(clean_code(&preview));
     }
     if !arguments.yes {
@@ -255,7 +259,7 @@ async fn clean(client: &Client, arguments: &CleanArguments) -> Answer {
         }
     }
     let answer: CleanAnswer = client.post("/v1/clean", &CleanRequest { dry_run: false }).await?;
-    show(&answer, false);
+    show(&answer, false)?;
     Ok(clean_code(&answer))
 }
 

@@ -120,6 +120,39 @@ fn options_that_do_not_fit_are_refused_before_anything_is_made() {
 }
 
 #[test]
+fn output_that_cannot_be_written_is_an_error() {
+    let lab = Lab::lz4();
+    let repository = lab.repository.display().to_string();
+    let target = lab.pgthaw.target("export").display().to_string();
+    for arguments in [
+        &["backups", &repository][..],
+        &["backups", &repository, "--output", "json"],
+        &["databases", &repository],
+        &["check", &repository, "-d", "empty", "--to", &target],
+        &["export", &repository, "-d", "empty", "--to", &target],
+        &["sessions"],
+        &["completions", "bash"],
+        &["man"],
+        &["--help"],
+        &["--version"],
+    ] {
+        let mut command = lab.pgthaw.command(arguments);
+        command.stdout(fs::OpenOptions::new().write(true).open("/dev/full").unwrap());
+        let words = ["standard output", "No space left"];
+        lab.pgthaw.refused(&format!("{arguments:?}"), command, 1, &words);
+    }
+    let target = std::path::Path::new(&target);
+    assert!(target.join("export.json").exists(), "the export itself is whole");
+
+    // A reader that went away is none.
+    let mut command = lab.pgthaw.command(&["sessions"]);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    command.stdout(writer);
+    lab.pgthaw.refused("a closed pipe", command, 0, &[]);
+}
+
+#[test]
 fn targets_that_are_taken_are_refused() {
     let lab = Lab::lz4();
     let target = lab.pgthaw.target("export");
