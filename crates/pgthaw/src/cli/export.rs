@@ -9,7 +9,7 @@ use pgthaw_session::{SessionState, Status};
 
 use super::arguments::{AttachArguments, CancelArguments, ExportArguments, Output, RetryArguments};
 use super::client::{Client, session_path};
-use super::follow::{Ending, Interrupts, OnInterrupt, follow};
+use super::follow::{Ending, Interrupts, Noticed, OnInterrupt, follow};
 use super::report::{self, Delivered};
 use super::requests::Surroundings;
 use super::{Answer, terminal};
@@ -26,9 +26,12 @@ pub async fn export(arguments: &ExportArguments) -> Answer {
         let created: SessionCreated = client.post("/v1/sessions", &request).await?;
         Ok::<_, ApiError>((client, created.id))
     };
-    let Some((created, interrupted)) = unless_left(create, &mut interrupts).await else {
-        terminal::tell("pgthaw: a session may have begun; `pgthaw sessions` shows it");
-        return Ok(ExitCode::from(terminal::INTERRUPTED));
+    let (created, interrupted) = match unless_left(create, &mut interrupts).await {
+        Ok(created) => created,
+        Err(signal) => {
+            terminal::tell("pgthaw: a session may have begun; `pgthaw sessions` shows it");
+            return Ok(signal.exit_code());
+        }
     };
     let (client, id) = created?;
     if interrupted {
@@ -89,11 +92,11 @@ pub async fn cancel(client: &Client, arguments: &CancelArguments) -> Answer {
     let id = &status.id;
     let status = match follow(client, id, log.len(), OnInterrupt::Leave, &mut interrupts).await? {
         Ending::Ended { status, .. } => status,
-        Ending::Left { .. } => {
+        Ending::Left { by, .. } => {
             terminal::tell(&format!(
                 "pgthaw: session {id} goes on being canceled; `pgthaw session {id}` shows it"
             ));
-            return Ok(ExitCode::from(terminal::INTERRUPTED));
+            return Ok(by.exit_code());
         }
     };
     if output == Output::Json {
@@ -124,19 +127,25 @@ async fn detached(client: &Client, id: &str, output: Output) -> Answer {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Waits for `work`, with whether there was one Ctrl-C meanwhile; `None` after the second.
+/// Waits for `work`, with whether there was one Ctrl-C meanwhile.
+///
+/// # Errors
+/// The signal that leaves it: a second Ctrl-C, or SIGTERM at once.
 async fn unless_left<T>(
     work: impl Future<Output = T>,
     interrupts: &mut Interrupts,
-) -> Option<(T, bool)> {
+) -> Result<(T, bool), Noticed> {
     let mut work = std::pin::pin!(work);
     tokio::select! {
-        done = &mut work => return Some((done, false)),
-        () = interrupts.next() => terminal::tell("pgthaw: stopping; Ctrl-C again leaves at once"),
+        done = &mut work => return Ok((done, false)),
+        signal = interrupts.next() => match signal {
+            Noticed::Interrupt => terminal::tell("pgthaw: stopping; Ctrl-C again leaves at once"),
+            Noticed::Terminate => return Err(signal),
+        }
     }
     tokio::select! {
-        done = work => Some((done, true)),
-        () = interrupts.next() => None,
+        done = work => Ok((done, true)),
+        signal = interrupts.next() => Err(signal),
     }
 }
 
@@ -149,9 +158,9 @@ fn finish(
     output: Output,
 ) -> Answer {
     let (status, stopped) = match ending {
-        Ending::Left { stopped } => {
+        Ending::Left { stopped, by } => {
             terminal::tell(&report::left_line(id, stopped || stopped_before));
-            return ExitCode::from(terminal::INTERRUPTED);
+            return Ok(by.exit_code());
         }
         Ending::Ended { status, stopped } => (status, stopped || stopped_before),
     };

@@ -213,7 +213,7 @@ async fn log(client: &Client, arguments: &LogArguments, zone: &TimeZone) -> Answ
         });
         tokio::select! {
             followed = following => followed?,
-            () = interrupts.next() => return Ok(ExitCode::from(terminal::INTERRUPTED)),
+            signal = interrupts.next() => return Ok(signal.exit_code()),
         }
         return Ok(ExitCode::SUCCESS);
     }
