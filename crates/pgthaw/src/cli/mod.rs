@@ -9,6 +9,7 @@ mod configuration;
 mod export;
 mod follow;
 mod lists;
+mod manual;
 mod progress;
 mod report;
 mod requests;
@@ -18,7 +19,6 @@ mod terminal;
 mod text;
 mod values;
 
-use std::io;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
@@ -275,22 +275,19 @@ fn completions(shell: clap_complete::Shell) -> Answer {
 }
 
 fn man(arguments: &ManArguments) -> Answer {
-    let failed = |err: io::Error| ApiError {
-        message: format!("write the manual pages: {err}"),
+    let pages = manual::pages();
+    let Some(directory) = &arguments.directory else {
+        terminal::print(pages.first().map_or("", |page| &page.text))?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    let written = std::fs::create_dir_all(directory).and_then(|()| {
+        pages.iter().try_for_each(|page| std::fs::write(directory.join(&page.file), &page.text))
+    });
+    written.map_err(|err| ApiError {
+        message: format!("write the manual pages into `{}`: {err}", directory.display()),
         hint: None,
         usage: false,
-    };
-    match &arguments.directory {
-        Some(directory) => {
-            std::fs::create_dir_all(directory).map_err(failed)?;
-            clap_mangen::generate_to(Arguments::command(), directory).map_err(failed)?;
-        }
-        None => {
-            let mut page = Vec::new();
-            clap_mangen::Man::new(Arguments::command()).render(&mut page).map_err(failed)?;
-            terminal::print(&String::from_utf8_lossy(&page));
-        }
-    }
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
