@@ -269,9 +269,16 @@ fn clean_code(answer: &CleanAnswer) -> ExitCode {
 
 fn completions(shell: clap_complete::Shell) -> Answer {
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Arguments::command(), "pgthaw", &mut script);
-    terminal::print(&String::from_utf8_lossy(&script));
+    clap_complete::generate(shell, &mut public_commands(), "pgthaw", &mut script);
+    terminal::print(&String::from_utf8_lossy(&script))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The command line without the commands that no user types: clap's completions offer hidden ones, too.
+fn public_commands() -> clap::Command {
+    let all = Arguments::command();
+    let shown = all.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
+    clap::Command::new("pgthaw").version(env!("CARGO_PKG_VERSION")).subcommands(shown)
 }
 
 fn man(arguments: &ManArguments) -> Answer {
@@ -293,4 +300,23 @@ fn man(arguments: &ManArguments) -> Answer {
 
 fn usage(message: &str, hint: &str) -> ApiError {
     ApiError { message: message.into(), hint: Some(hint.into()), usage: true }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn completions_offer_what_people_type() {
+        let mut script = Vec::new();
+        clap_complete::generate(
+            clap_complete::Shell::Bash,
+            &mut public_commands(),
+            "pgthaw",
+            &mut script,
+        );
+        let script = String::from_utf8(script).unwrap();
+        assert!(script.contains("export") && script.contains("--wal-archive"));
+        assert!(!script.contains("internal"), "{script}");
+    }
 }
