@@ -102,8 +102,9 @@ fn an_export_says_what_it_is() {
             && first.contains("--target-latest for newest"),
         "{first}"
     );
-    let export: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(target.join("export.json")).unwrap()).unwrap();
+    let export = std::fs::read(target.join("export.json")).unwrap();
+    assert!(export.ends_with(b"}\n"));
+    let export: serde_json::Value = serde_json::from_slice(&export).unwrap();
     assert_eq!(export["backup"]["id"], **newest);
     assert_eq!(export["databases"][0]["unlogged_tables"][0], "public.session_cache");
     assert_eq!(export["databases"][0]["verified"]["none"], 0);
