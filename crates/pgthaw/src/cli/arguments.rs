@@ -29,7 +29,8 @@ Exit codes:
   0    everything was delivered, or what was asked for was done
   1    it failed, or only a part was delivered
   2    wrong usage; also a REPO that is no repository, an unknown backup or database, or a target that is not empty
-  130  stopped with Ctrl-C"
+  130  stopped with Ctrl-C
+  143  ended by SIGTERM; a session that was followed goes on"
 )]
 pub struct Arguments {
     /// What to do.
