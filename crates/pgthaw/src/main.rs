@@ -11,6 +11,7 @@ mod leftovers;
 mod processes;
 mod recovery_line;
 mod server;
+mod sizes;
 mod unix_http;
 mod wire;
 

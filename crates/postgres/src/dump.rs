@@ -17,7 +17,9 @@ use tokio::task::JoinHandle;
 
 use crate::binaries::Binaries;
 use crate::connection::{Endpoint, program_options};
-pub use crate::dump_arguments::{ArgumentError, arguments, validate_user_arguments};
+pub use crate::dump_arguments::{
+    ArgumentError, Given, arguments, given_options, validate_user_arguments,
+};
 use crate::launch::clean_environment;
 use crate::os_user::OsUser;
 use crate::process::{self, Child, ProcessId};

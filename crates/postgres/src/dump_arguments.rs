@@ -204,17 +204,7 @@ fn long_option(text: &str) -> Result<Option<String>, ArgumentError> {
         Some((name, value)) => (name, Some(value)),
         None => (text, None),
     };
-    let exact = OPTIONS.iter().find(|known| known.0 == name);
-    let beginning: Vec<&Known> = OPTIONS.iter().filter(|known| known.0.starts_with(name)).collect();
-    let known = match (exact, beginning.as_slice()) {
-        (Some(known), _) => known,
-        (None, [known]) => known,
-        (None, []) => return Err(ArgumentError::Unknown(format!("--{name}"))),
-        (None, several) => {
-            let candidates = several.iter().map(|known| format!("--{}", known.0)).collect();
-            return Err(ArgumentError::Ambiguous { given: format!("--{name}"), candidates });
-        }
-    };
+    let known = find_long(name)?;
     let option = format!("--{}", known.0);
     match (known.3, known.2, value) {
         (Refuse(why), ..) => Err(ArgumentError::Refused { option, why }),
@@ -222,6 +212,64 @@ fn long_option(text: &str) -> Result<Option<String>, ArgumentError> {
         (Allow, true, None) => Ok(Some(option)),
         (Allow, ..) => Ok(None),
     }
+}
+
+/// Finds the option that `name` stands for, in full or abbreviated.
+fn find_long(name: &str) -> Result<&'static Known, ArgumentError> {
+    let exact = OPTIONS.iter().find(|known| known.0 == name);
+    let beginning: Vec<&Known> = OPTIONS.iter().filter(|known| known.0.starts_with(name)).collect();
+    match (exact, beginning.as_slice()) {
+        (Some(known), _) => Ok(known),
+        (None, [known]) => Ok(known),
+        (None, []) => Err(ArgumentError::Unknown(format!("--{name}"))),
+        (None, several) => {
+            let candidates = several.iter().map(|known| format!("--{}", known.0)).collect();
+            Err(ArgumentError::Ambiguous { given: format!("--{name}"), candidates })
+        }
+    }
+}
+
+/// An option of pg_dump that was given, in whatever form.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Given {
+    /// Its long name, without the dashes.
+    pub name: &'static str,
+    /// Its value, if it takes one.
+    pub value: Option<String>,
+}
+
+/// Returns what valid `arguments` say: one entry for each option, also for those that stand together behind one `-`.
+pub fn given_options(arguments: &[String]) -> Vec<Given> {
+    let mut given = Vec::new();
+    let mut words = arguments.iter();
+    while let Some(word) = words.next() {
+        if let Some(long) = word.strip_prefix("--") {
+            let (name, value) = match long.split_once('=') {
+                Some((name, value)) => (name, Some(value.to_owned())),
+                None => (long, None),
+            };
+            let Ok(known) = find_long(name) else { continue };
+            let value = if known.2 { value.or_else(|| words.next().cloned()) } else { None };
+            given.push(Given { name: known.0, value });
+            continue;
+        }
+        let mut letters = word.strip_prefix('-').unwrap_or_default().chars();
+        while let Some(letter) = letters.next() {
+            let known = OPTIONS.iter().find(|known| known.1 == Some(letter));
+            let Some(known) = known else { break };
+            let rest = letters.as_str();
+            let value = match (known.2, rest.is_empty()) {
+                (false, _) => None,
+                (true, true) => words.next().cloned(),
+                (true, false) => Some(rest.to_owned()),
+            };
+            given.push(Given { name: known.0, value });
+            if known.2 {
+                break;
+            }
+        }
+    }
+    given
 }
 
 /// Checks the letters behind one `-`; returns the option if the next word is its value.
@@ -305,6 +353,25 @@ mod tests {
 
     fn check(words: &[&str]) -> Result<(), ArgumentError> {
         validate_user_arguments(&words.iter().map(ToString::to_string).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn options_are_told_by_their_full_names() {
+        let words = ["-Oat", "a b", "--sect", "data", "--no-blobs", "-nx", "--table=y=z", "-B"];
+        let given = given_options(&words.map(String::from));
+        let given: Vec<_> =
+            given.iter().map(|given| (given.name, given.value.as_deref().unwrap_or("-"))).collect();
+        let want = [
+            ("no-owner", "-"),
+            ("data-only", "-"),
+            ("table", "a b"),
+            ("section", "data"),
+            ("no-blobs", "-"),
+            ("schema", "x"),
+            ("table", "y=z"),
+            ("no-large-objects", "-"),
+        ];
+        assert_eq!(given, want);
     }
 
     #[test]

@@ -78,9 +78,28 @@ pub enum InstanceError {
     /// The log does not tell where recovery ended.
     #[error(transparent)]
     Log(#[from] LogError),
+    /// The role of `--superuser`.
+    #[error("--superuser \"{name}\" cannot be used: {reason}{}", superusers(known))]
+    NotSuperuser {
+        /// The role.
+        name: String,
+        /// Why not.
+        reason: String,
+        /// Superusers that may log in, where they could be asked for.
+        known: Vec<String>,
+    },
     /// A query at the start.
     #[error(transparent)]
     Sql(#[from] SqlError),
+}
+
+fn superusers(known: &[String]) -> String {
+    let known: Vec<String> = known.iter().map(|name| format!("\"{name}\"")).collect();
+    if known.is_empty() {
+        String::new()
+    } else {
+        format!("; superusers that may log in: {}", known.join(", "))
+    }
 }
 
 impl InstanceError {
@@ -93,6 +112,10 @@ impl InstanceError {
             }
             Self::File { .. } => Some("see whether --work-dir is writable and has room".into()),
             Self::DoesNotEnd { .. } => Some("end the mount first; the process ends then".into()),
+            Self::NotSuperuser { known, .. } if known.is_empty() => Some(
+                "leave --superuser out: a superuser is made in the write layer if need be".into(),
+            ),
+            Self::NotSuperuser { .. } => Some("name one of those, or leave --superuser out".into()),
             Self::Log(error) => Some(error.hint().into()),
             Self::Plan(_) | Self::Wait { .. } | Self::Sql(_) => None,
         }

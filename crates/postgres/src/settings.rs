@@ -147,7 +147,6 @@ const FIXED: &[Fixed] = &[
     Fixed("synchronous_standby_names", "", ALL, ALL),
     Fixed("synchronized_standby_slots", "", 17, ALL),
     Fixed("sync_replication_slots", "off", 17, ALL),
-    Fixed("external_pid_file", "", ALL, ALL),
     // nobody's code runs unasked
     Fixed("max_worker_processes", "0", ALL, ALL),
     Fixed("max_parallel_workers", "0", ALL, ALL),
@@ -221,6 +220,8 @@ pub fn settings(plan: &InstancePlan) -> Vec<(String, String)> {
     set("config_file", own("postgresql.conf"));
     set("hba_file", own("pg_hba.conf"));
     set("ident_file", own("pg_ident.conf"));
+    // an empty name is not "none" for the server, it would complain about it; whatever the backup says is beaten by this one
+    set("external_pid_file", own("external.pid"));
     set("unix_socket_directories", list_item(&plan.instance_directory));
     set("port", PORT.to_string());
     set("cluster_name", plan.marker.clone());
@@ -383,6 +384,7 @@ mod tests {
             ("config_file", "/work/in, \"st\"/postgresql.conf", 12..=18),
             ("hba_file", "/work/in, \"st\"/pg_hba.conf", 12..=18),
             ("ident_file", "/work/in, \"st\"/pg_ident.conf", 12..=18),
+            ("external_pid_file", "/work/in, \"st\"/external.pid", 12..=18),
             ("unix_socket_directories", "\"/work/in, \"\"st\"\"\"", 12..=18),
             ("max_prepared_transactions", "7", 12..=18),
             ("max_locks_per_transaction", "5000", 12..=18),

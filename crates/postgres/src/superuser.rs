@@ -5,6 +5,7 @@
 //! it out ([`crate::globals::rewrite`]).
 
 use serde::{Deserialize, Serialize};
+use tokio_postgres::Client;
 
 use crate::connection::{Endpoint, SqlError, failed};
 use crate::instance::{Instance, InstanceError, Recovery, StopMode};
@@ -22,7 +23,7 @@ pub struct Superuser {
 /// Names to try, and databases to try them in.
 #[derive(Clone, Debug, Default)]
 pub struct Candidates<'a> {
-    /// What the user named (`--superuser`).
+    /// What the user named (`--superuser`); no other is used then.
     pub named: Option<&'a str>,
     /// What the catalogs of the backup say about OID 10.
     pub guessed: Option<&'a str>,
@@ -42,25 +43,33 @@ pub fn temporary_role(marker: &str) -> String {
 /// must be asked for before ([`Instance::recovery_end`]): the second start has none.
 ///
 /// # Errors
-/// [`InstanceError`] if no role will do and none can be made.
+/// [`InstanceError`] if the role that the user named will not do, or no role will and none can be made.
 pub async fn ensure_superuser(
     instance: &mut Instance,
     candidates: &Candidates<'_>,
 ) -> Result<Superuser, InstanceError> {
     let own = temporary_role(&instance.plan().marker);
     let databases = databases(candidates);
-    let names = [candidates.named, candidates.guessed, Some("postgres"), Some(own.as_str())];
-    let mut tried: Vec<&str> = Vec::new();
-    for name in names.into_iter().flatten() {
-        if tried.contains(&name) {
-            continue;
-        }
-        tried.push(name);
-        if is_superuser(&instance.endpoint(name), &databases).await? {
+    let mut names = vec![candidates.guessed.unwrap_or("postgres"), "postgres", own.as_str()];
+    names.dedup();
+    if let Some(name) = candidates.named {
+        let Some(reason) = why_not(&instance.endpoint(name), &databases).await? else {
             return Ok(Superuser { name: name.into(), temporary: name == own });
+        };
+        let mut known = Vec::new();
+        for other in names {
+            let endpoint = instance.endpoint(other);
+            if why_not(&endpoint, &databases).await?.is_none() {
+                known = superusers(&endpoint, &databases).await?;
+                known.retain(|known| *known != own);
+                break;
+            }
         }
-        if candidates.named == Some(name) {
-            tracing::warn!("the role \"{name}\" cannot log in or is no superuser; trying others");
+        return Err(InstanceError::NotSuperuser { name: name.into(), reason, known });
+    }
+    for name in names {
+        if why_not(&instance.endpoint(name), &databases).await?.is_none() {
+            return Ok(Superuser { name: name.into(), temporary: name == own });
         }
     }
     make_temporary(instance, &own, &databases).await?;
@@ -78,27 +87,49 @@ fn databases<'a>(candidates: &Candidates<'a>) -> Vec<&'a str> {
     databases
 }
 
-/// Asks in the first database that can be entered whether the role is superuser.
-async fn is_superuser(endpoint: &Endpoint, databases: &[&str]) -> Result<bool, SqlError> {
-    let mut refused = None;
-    for database in databases {
-        match endpoint.connect(database).await {
-            Ok(client) => {
-                let query = "SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = session_user";
-                let row = client.query_opt(query, &[]).await;
-                let row = row.map_err(failed("ask whether a role is superuser"))?;
-                return Ok(row.is_some_and(|row| row.get(0)));
-            }
+/// Asks in the first database that can be entered whether the role is superuser; returns why it is not to be used, if so.
+async fn why_not(endpoint: &Endpoint, databases: &[&str]) -> Result<Option<String>, SqlError> {
+    let no_superuser = || Some("it is no superuser".to_owned());
+    match enter(endpoint, databases).await {
+        Ok(client) => {
+            let query = "SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = session_user";
+            let row = client.query_opt(query, &[]).await;
+            let row = row.map_err(failed("ask whether a role is superuser"))?;
+            Ok(if row.is_some_and(|row| row.get(0)) { None } else { no_superuser() })
+        }
+        // no such role, or one that may not log in
+        Err(error) if error.code().is_some_and(|code| code.starts_with("28")) => {
+            Ok(error.source.as_db_error().map(|said| said.message().to_owned()))
+        }
+        // others may not set our options
+        Err(error) if error.code() == Some("42501") => Ok(no_superuser()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Connects to the first database that can be entered.
+async fn enter(endpoint: &Endpoint, databases: &[&str]) -> Result<Client, SqlError> {
+    let (first, others) = databases.split_first().unwrap_or((&"template1", &[]));
+    let mut entered = endpoint.connect(first).await;
+    for database in others {
+        match &entered {
             // no such database, or it accepts no connections
-            Err(error) if matches!(error.code(), Some("3D000" | "55000")) => refused = Some(error),
-            // no such role, one that may not log in (28…), or no superuser: others may not set our options
-            Err(error) if error.code().is_some_and(|c| c.starts_with("28") || c == "42501") => {
-                return Ok(false);
+            Err(error) if matches!(error.code(), Some("3D000" | "55000")) => {
+                entered = endpoint.connect(database).await;
             }
-            Err(error) => return Err(error),
+            _ => break,
         }
     }
-    refused.map_or(Ok(false), Err)
+    entered
+}
+
+/// Lists the superusers that may log in.
+async fn superusers(endpoint: &Endpoint, databases: &[&str]) -> Result<Vec<String>, SqlError> {
+    let client = enter(endpoint, databases).await?;
+    let query =
+        "SELECT rolname FROM pg_catalog.pg_roles WHERE rolsuper AND rolcanlogin ORDER BY rolname";
+    let rows = client.query(query, &[]).await.map_err(failed("list the superusers"))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 async fn make_temporary(

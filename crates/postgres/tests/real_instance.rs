@@ -141,7 +141,13 @@ fn a_hostile_cluster_is_recovered_alone_asked_and_dumped() {
         alone(&instance);
         settings_hold(&instance).await;
 
-        let candidates = Candidates { guessed: Some("postgres"), ..Candidates::default() };
+        let mut candidates = Candidates { guessed: Some("postgres"), ..Candidates::default() };
+        candidates.named = Some("nosuch");
+        let refused = ensure_superuser(&mut instance, &candidates).await.unwrap_err();
+        let want = "--superuser \"nosuch\" cannot be used: role \"nosuch\" does not exist; superusers that may log in: ";
+        let said = refused.to_string();
+        assert!(said.starts_with(want) && said.contains("\"postgres\""), "{said}");
+        candidates.named = None;
         let superuser = ensure_superuser(&mut instance, &candidates).await.unwrap();
         assert_eq!((superuser.name.as_str(), superuser.temporary), ("postgres", false));
         prepared_are_rolled_back(&instance).await;
@@ -413,8 +419,12 @@ fn a_renamed_superuser_that_may_not_log_in_is_replaced() {
         let mut instance = Instance::start(plan).unwrap();
         ready(&mut instance, "other").await.unwrap();
         let first = instance.id();
-        let candidates =
+        let mut candidates =
             Candidates { named: Some("other"), guessed: Some("big boss"), databases: &[] };
+        let refused = ensure_superuser(&mut instance, &candidates).await.unwrap_err().to_string();
+        assert_eq!(refused, "--superuser \"other\" cannot be used: it is no superuser");
+        assert_eq!(instance.id(), first, "nothing is made for a role that was named in vain");
+        candidates.named = None;
         let superuser = ensure_superuser(&mut instance, &candidates).await.unwrap();
         assert_eq!(
             (superuser.name.as_str(), superuser.temporary),
@@ -474,6 +484,8 @@ fn nothing_is_left_of_a_killed_server() {
         let status = instance.wait_end().await.unwrap();
         assert!(!status.success());
         assert!(!instance.is_running().unwrap());
+        let lines = instance.failure().lines;
+        assert!(!lines.iter().any(|line| line.contains("could not")), "no cause of it: {lines:?}");
         instance.stop(StopMode::Fast).await.unwrap();
         // orphans notice their postmaster's death by themselves, within moments
         let end = std::time::Instant::now() + std::time::Duration::from_secs(20);

@@ -173,7 +173,7 @@ pub enum SourceError {
         /// The segment's name.
         segment: String,
         /// Where it was looked for.
-        places: String,
+        places: Places,
     },
     /// A gap in the WAL, with more of it behind.
     #[error(
@@ -185,7 +185,7 @@ pub enum SourceError {
         /// The last one that is there.
         later: String,
         /// Where it was looked for.
-        places: String,
+        places: Places,
     },
     /// Two different files that claim to be one segment.
     #[error("WAL segment {segment} lies twice in `{path}`: {first} and {second}")]
@@ -205,7 +205,27 @@ pub enum SourceError {
         /// `<timeline>.history`.
         name: String,
         /// Where it was looked for.
-        places: String,
+        places: Places,
+    },
+    /// A label that `backup_manifest` lists.
+    #[error("`{path}` is missing (backup_manifest lists it)")]
+    LabelMissing {
+        /// Where it must be.
+        path: PathBuf,
+    },
+    /// `--backup-label` with a file that `backup_manifest` does not list.
+    #[error("`{path}` is not this backup's label: its {what} is not what backup_manifest says")]
+    LabelDiffers {
+        /// The file that was given.
+        path: PathBuf,
+        /// `size` or `checksum`.
+        what: String,
+    },
+    /// `--atomic-snapshot` for a backup that has a label.
+    #[error("backup `{path}` has a backup_label, which --atomic-snapshot would contradict")]
+    SnapshotWithLabel {
+        /// The backup's directory.
+        path: PathBuf,
     },
     /// `--backup-label` for a backup that has one.
     #[error("backup `{path}` has its own backup_label, which differs from the file given")]
@@ -221,7 +241,8 @@ impl SourceError {
         let text = match self {
             Self::Io(source) => match source.kind() {
                 io::ErrorKind::PermissionDenied => {
-                    "run pgthaw as the owner of the repository, or as root"
+                    "run pgthaw as the owner of the repository, or as root, where reading runs as that owner; \
+                     an owner who cannot read this file needs its mode or its owner changed"
                 }
                 io::ErrorKind::NotFound => "check that the repository is complete and mounted",
                 _ => return None,
@@ -256,13 +277,27 @@ impl SourceError {
             Self::DeadLink { .. } => {
                 "mount or restore that directory, or let the link lead to the backup's copy of it"
             }
-            Self::MissingWal { .. } | Self::MissingHistory { .. } => {
-                "name a directory that holds it with --wal-archive, or choose another backup"
+            Self::MissingWal { places, .. } | Self::MissingHistory { places, .. } => {
+                match places.kind {
+                    Kind::BaseBackup => {
+                        "name a directory that holds it with --wal-archive, or choose another backup"
+                    }
+                    Kind::PgBackRest => {
+                        "bring it back into the stanza's archive, or choose another backup"
+                    }
+                }
             }
             Self::WalHole { .. } => {
                 "bring the missing segment, or recover to the end of the backup"
             }
             Self::WalTwice { .. } => "find out with the backup tool which of them is right",
+            Self::LabelMissing { .. } => {
+                "if the label was kept elsewhere, name it with --backup-label; else choose another backup"
+            }
+            Self::LabelDiffers { .. } => "name the label that this backup was taken with",
+            Self::SnapshotWithLabel { .. } => {
+                "leave --atomic-snapshot out: recovery follows the label, and does not rest on that promise"
+            }
             Self::LabelGivenTwice { .. } => "leave --backup-label out",
         };
         Some(text.into())
@@ -272,13 +307,33 @@ impl SourceError {
     pub fn is_usage(&self) -> bool {
         matches!(
             self,
-            Self::UnknownBackup { .. }
+            Self::NoSuchRepository { .. }
+                | Self::NotARepository { .. }
+                | Self::Empty { .. }
+                | Self::UnknownBackup { .. }
                 | Self::Unfinished { .. }
                 | Self::UnknownStanza { .. }
                 | Self::SeveralStanzas { .. }
                 | Self::OptionOfOtherKind { .. }
                 | Self::LabelGivenTwice { .. }
+                | Self::LabelDiffers { .. }
+                | Self::SnapshotWithLabel { .. }
         )
+    }
+}
+
+/// Where WAL was looked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    /// The directories, for people.
+    pub shown: String,
+    /// The kind of repository that they belong to.
+    pub kind: Kind,
+}
+
+impl std::fmt::Display for Places {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.shown)
     }
 }
 
@@ -292,4 +347,23 @@ fn those_there(what: &str, known: &[String]) -> String {
 
 fn wanted(for_what: &str) -> String {
     if for_what.is_empty() { String::new() } else { format!(" ({for_what})") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hints_name_only_options_that_go_with_the_repository() {
+        let hint = |kind| {
+            let places = Places { shown: "`/archive`".into(), kind };
+            let segment = "000000010000000000000005".to_owned();
+            let history = SourceError::MissingHistory { name: "2".into(), places: places.clone() };
+            let segment = SourceError::MissingWal { segment, places };
+            assert_eq!(history.hint(), segment.hint());
+            segment.hint().unwrap()
+        };
+        assert!(hint(Kind::BaseBackup).contains("--wal-archive"));
+        assert!(!hint(Kind::PgBackRest).contains("--"), "{}", hint(Kind::PgBackRest));
+    }
 }

@@ -56,10 +56,12 @@ impl std::fmt::Display for BackupType {
 /// How far the WAL reaches that goes with a backup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WalReach {
-    /// Name of the last segment on the backup's timeline.
+    /// Name of the last segment on the backup's timeline that follows the backup without a gap.
     pub segment: String,
     /// When it was archived: the last modification of its file, seconds since 1970-01-01 UTC.
     pub modified: i64,
+    /// The segment that is missing behind it, where later ones are there: recovery gets no further.
+    pub gap: Option<String>,
 }
 
 /// One backup of a list. Times are seconds since 1970-01-01 UTC.

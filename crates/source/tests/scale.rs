@@ -1,4 +1,4 @@
-//! A backup of 100,000 files opens without quadratic work.
+//! A backup of 100,000 files and an archive of as many segments are no quadratic work.
 
 use std::fmt::Write;
 use std::fs;
@@ -115,5 +115,56 @@ fn a_hundred_thousand_files() {
     let took = started.elapsed();
     assert_eq!(backup.map.files.len(), FILES + 1);
     println!("{FILES} files opened in {took:?}");
+    assert!(took < LIMIT, "{took:?}");
+}
+
+#[test]
+fn a_hundred_thousand_segments() {
+    const BACKUPS: usize = 200;
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir_all(dir.path().join("backup/demo")).unwrap();
+    let name = |number: usize| format!("00000001{:08X}{:08X}", number / 256, number % 256);
+    let history = |id| {
+        format!(
+            "{{\"db-catalog-version\":9,\"db-control-version\":1300,{id}:7,\"db-version\":\"15\"}}"
+        )
+    };
+    let backups = (0..BACKUPS).map(|number| {
+        let segment = name(number * (FILES / BACKUPS));
+        let kept = format!("\"backup-archive-start\":\"{segment}\",\"backup-archive-stop\":\"{segment}\"");
+        let line = format!(
+            "{{{kept},\"backup-info-size\":1,\"backup-timestamp-start\":1,\"backup-timestamp-stop\":{number},\"backup-type\":\"full\",\"db-id\":1}}"
+        );
+        (format!("20261122-{number:06}F"), line)
+    });
+    write_sealed(
+        &dir.path().join("backup/demo/backup.info"),
+        &[
+            ("backup:current", backups.collect()),
+            ("db:history", vec![("1".into(), history("\"db-system-id\""))]),
+        ],
+    );
+    let archive = dir.path().join("archive/demo/15-1");
+    for directory in 0..FILES.div_ceil(256) {
+        fs::create_dir_all(archive.join(&name(directory * 256)[..16])).unwrap();
+    }
+    write_sealed(
+        &dir.path().join("archive/demo/archive.info"),
+        &[("db:history", vec![("1".into(), history("\"db-id\""))])],
+    );
+    let sum = hex(&[7; 20]);
+    for number in 0..FILES {
+        let name = name(number);
+        fs::write(archive.join(&name[..16]).join(format!("{name}-{sum}")), b"").unwrap();
+    }
+
+    let started = Instant::now();
+    let location = Location { path: dir.path().into(), ..Location::default() };
+    let backups = Repository::open(&location).unwrap().backups().unwrap();
+    let took = started.elapsed();
+    let last = name(FILES - 1);
+    assert_eq!(backups.len(), BACKUPS);
+    assert!(backups.iter().all(|info| info.archived_until.as_ref().unwrap().segment == last));
+    println!("{FILES} segments listed in {took:?}");
     assert!(took < LIMIT, "{took:?}");
 }

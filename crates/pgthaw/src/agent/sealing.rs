@@ -160,7 +160,8 @@ fn seal(agent: &Arc<Agent>, oids: &[u32], pg_dump_version: String) -> Result<u64
         target.publish_file(GLOBALS_SQL).map_err(moving)?;
     }
     let json = export_json(agent, &ready, databases, pg_dump_version);
-    let json = serde_json::to_vec_pretty(&json).expect("it is plain data");
+    let mut json = serde_json::to_vec_pretty(&json).expect("it is plain data");
+    json.push(b'\n');
     sums.sort_by(|a, b| a.path.cmp(&b.path));
     target.write_sha256sums(&sums).map_err(moving)?;
     target.write_export_json(&json).map_err(moving)?;

@@ -8,22 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{StatVfsMountFlags, statfs, statvfs};
 
-/// Returns `bytes` as people read them: `812 bytes`, `4.7 GB`, with decimal units as disks are sold.
-pub fn human_size(bytes: u64) -> String {
-    let units = ["kB", "MB", "GB", "TB", "PB", "EB"];
-    if bytes < 1000 {
-        return format!("{bytes} bytes");
-    }
-    let (mut tenths, mut unit) = (bytes / 100, 0); // tenths of the unit, cut
-    while tenths >= 10_000 {
-        tenths /= 1000;
-        unit += 1;
-    }
-    match tenths {
-        0..1000 => format!("{}.{} {}", tenths / 10, tenths % 10, units[unit]),
-        _ => format!("{} {}", tenths / 10, units[unit]),
-    }
-}
+pub use crate::sizes::human_size;
 
 /// Returns the directory with the most free bytes; of equal ones the first. None without directories.
 pub fn choose_dump_dir(directories: &[(PathBuf, u64)]) -> Option<&Path> {
@@ -97,26 +82,6 @@ fn medium(kind: u64) -> Medium {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn writes_sizes_for_people() {
-        let cases = [
-            (0, "0 bytes"),
-            (999, "999 bytes"),
-            (1000, "1.0 kB"),
-            (8192, "8.1 kB"),
-            (99_949, "99.9 kB"),
-            (100_000, "100 kB"),
-            (999_999, "999 kB"),
-            (1_000_000, "1.0 MB"),
-            (4_700_000_000, "4.7 GB"),
-            (123_456_789_012, "123 GB"),
-            (u64::MAX, "18.4 EB"),
-        ];
-        for (bytes, want) in cases {
-            assert_eq!(human_size(bytes), want, "{bytes}");
-        }
-    }
 
     #[test]
     fn chooses_the_dump_directory() {

@@ -28,8 +28,9 @@ Examples:
 Exit codes:
   0    everything was delivered, or what was asked for was done
   1    it failed, or only a part was delivered
-  2    wrong usage; also an unknown backup or database, or a target that is not empty
-  130  stopped with Ctrl-C"
+  2    wrong usage; also a REPO that is no repository, an unknown backup or database, or a target that is not empty
+  130  stopped with Ctrl-C
+  143  ended by SIGTERM; a session that was followed goes on"
 )]
 pub struct Arguments {
     /// What to do.
@@ -259,8 +260,8 @@ pub struct WorkOptions {
     /// Make the session's private directory (mount, write layer, sockets) here instead of in /var/tmp
     #[arg(long, value_name = "DIR", value_parser = values::path, value_hint = ValueHint::DirPath)]
     pub work_dir: Option<PathBuf>,
-    /// Keep this much decoded data in memory, for example 512MB
-    #[arg(long, value_name = "SIZE", value_parser = values::size)]
+    /// Keep this much decoded data in memory, for example 512MB; at least 1MB
+    #[arg(long, value_name = "SIZE", value_parser = values::cache_size)]
     pub cache_size: Option<u64>,
     /// Where PostgreSQL's programs of the backup's major version are; without it the usual places and PATH are searched
     #[arg(long, value_name = "DIR", value_parser = values::path, value_hint = ValueHint::DirPath)]

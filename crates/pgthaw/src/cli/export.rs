@@ -1,7 +1,6 @@
 //! The commands that follow a session: `export`, `attach`, `retry`, `cancel`.
 
 use std::future::Future;
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -10,7 +9,7 @@ use pgthaw_session::{SessionState, Status};
 
 use super::arguments::{AttachArguments, CancelArguments, ExportArguments, Output, RetryArguments};
 use super::client::{Client, session_path};
-use super::follow::{Ending, Interrupts, OnInterrupt, follow};
+use super::follow::{Ending, Interrupts, Noticed, OnInterrupt, follow};
 use super::report::{self, Delivered};
 use super::requests::Surroundings;
 use super::{Answer, terminal};
@@ -18,7 +17,7 @@ use crate::wire::{ApiError, LogLine, SessionCreated};
 
 /// `pgthaw export`.
 pub async fn export(arguments: &ExportArguments) -> Answer {
-    let request = Surroundings::look()?.export(&arguments.export)?;
+    let request = Surroundings::look().export(&arguments.export)?;
     let mut interrupts = Interrupts::notice()?;
     let output = arguments.output.output;
     let begun = Timestamp::now();
@@ -27,9 +26,12 @@ pub async fn export(arguments: &ExportArguments) -> Answer {
         let created: SessionCreated = client.post("/v1/sessions", &request).await?;
         Ok::<_, ApiError>((client, created.id))
     };
-    let Some((created, interrupted)) = unless_left(create, &mut interrupts).await else {
-        terminal::tell("pgthaw: a session may have begun; `pgthaw sessions` shows it");
-        return Ok(ExitCode::from(terminal::INTERRUPTED));
+    let (created, interrupted) = match unless_left(create, &mut interrupts).await {
+        Ok(created) => created,
+        Err(signal) => {
+            terminal::tell("pgthaw: a session may have begun; `pgthaw sessions` shows it");
+            return Ok(signal.exit_code());
+        }
     };
     let (client, id) = created?;
     if interrupted {
@@ -39,7 +41,7 @@ pub async fn export(arguments: &ExportArguments) -> Answer {
     }
     let on_interrupt = if interrupted { OnInterrupt::Leave } else { OnInterrupt::Stop };
     let ending = follow(&client, &id, 0, on_interrupt, &mut interrupts).await?;
-    Ok(finish(ending, &id, interrupted, Some(begun), output))
+    finish(ending, &id, interrupted, Some(begun), output)
 }
 
 /// `pgthaw attach`.
@@ -48,7 +50,7 @@ pub async fn attach(client: &Client, arguments: &AttachArguments) -> Answer {
     let status: Status = client.get(&session_path(&arguments.id, "")).await?;
     let begun = status.state.is_active().then_some(status.created_at);
     let ending = follow(client, &status.id, 0, OnInterrupt::Stop, &mut interrupts).await?;
-    Ok(finish(ending, &status.id, false, begun, arguments.output.output))
+    finish(ending, &status.id, false, begun, arguments.output.output)
 }
 
 /// `pgthaw retry`.
@@ -65,7 +67,7 @@ pub async fn retry(client: &Client, arguments: &RetryArguments) -> Answer {
     if before.state == SessionState::Succeeded {
         terminal::tell(&report::ended_line(&before));
         if output == Output::Json {
-            terminal::print_json(&before);
+            terminal::print_json(&before)?;
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -78,7 +80,8 @@ pub async fn retry(client: &Client, arguments: &RetryArguments) -> Answer {
         terminal::tell(&first.text); // where it recovers to, as for every export
     }
     let ending = follow(client, id, known, OnInterrupt::Stop, &mut interrupts).await?;
-    Ok(finish(ending, id, false, Some(if retried { begun } else { status.created_at }), output))
+    let begun = if retried { begun } else { status.created_at };
+    finish(ending, id, false, Some(begun), output)
 }
 
 /// `pgthaw cancel`.
@@ -91,15 +94,15 @@ pub async fn cancel(client: &Client, arguments: &CancelArguments) -> Answer {
     let id = &status.id;
     let status = match follow(client, id, log.len(), OnInterrupt::Leave, &mut interrupts).await? {
         Ending::Ended { status, .. } => status,
-        Ending::Left { .. } => {
+        Ending::Left { by, .. } => {
             terminal::tell(&format!(
                 "pgthaw: session {id} goes on being canceled; `pgthaw session {id}` shows it"
             ));
-            return Ok(ExitCode::from(terminal::INTERRUPTED));
+            return Ok(by.exit_code());
         }
     };
     if output == Output::Json {
-        terminal::print_json(&status);
+        terminal::print_json(&status)?;
     }
     if status.state == SessionState::Canceled {
         terminal::tell(&report::ended_line(&status));
@@ -120,25 +123,31 @@ async fn detached(client: &Client, id: &str, output: Output) -> Answer {
         terminal::tell(&first.text);
     }
     match output {
-        Output::Text => terminal::print(&format!("{id}\n")),
-        Output::Json => terminal::print_json(&client.get::<Status>(&session_path(id, "")).await?),
+        Output::Text => terminal::print(&format!("{id}\n"))?,
+        Output::Json => terminal::print_json(&client.get::<Status>(&session_path(id, "")).await?)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Waits for `work`, with whether there was one Ctrl-C meanwhile; `None` after the second.
+/// Waits for `work`, with whether there was one Ctrl-C meanwhile.
+///
+/// # Errors
+/// The signal that leaves it: a second Ctrl-C, or SIGTERM at once.
 async fn unless_left<T>(
     work: impl Future<Output = T>,
     interrupts: &mut Interrupts,
-) -> Option<(T, bool)> {
+) -> Result<(T, bool), Noticed> {
     let mut work = std::pin::pin!(work);
     tokio::select! {
-        done = &mut work => return Some((done, false)),
-        () = interrupts.next() => terminal::tell("pgthaw: stopping; Ctrl-C again leaves at once"),
+        done = &mut work => return Ok((done, false)),
+        signal = interrupts.next() => match signal {
+            Noticed::Interrupt => terminal::tell("pgthaw: stopping; Ctrl-C again leaves at once"),
+            Noticed::Terminate => return Err(signal),
+        }
     }
     tokio::select! {
-        done = work => Some((done, true)),
-        () = interrupts.next() => None,
+        done = work => Ok((done, true)),
+        signal = interrupts.next() => Err(signal),
     }
 }
 
@@ -149,25 +158,25 @@ fn finish(
     stopped_before: bool,
     begun: Option<Timestamp>,
     output: Output,
-) -> ExitCode {
+) -> Answer {
     let (status, stopped) = match ending {
-        Ending::Left { stopped } => {
+        Ending::Left { stopped, by } => {
             terminal::tell(&report::left_line(id, stopped || stopped_before));
-            return ExitCode::from(terminal::INTERRUPTED);
+            return Ok(by.exit_code());
         }
         Ending::Ended { status, stopped } => (status, stopped || stopped_before),
     };
     if output == Output::Json {
-        terminal::print_json(&status);
+        terminal::print_json(&status)?;
     }
-    match status.state {
+    Ok(match status.state {
         SessionState::Succeeded => {
             if output == Output::Text {
                 let took = begun.and_then(|begun| {
                     Duration::try_from(Timestamp::now().duration_since(begun)).ok()
                 });
-                let delivered = Delivered::look(Path::new(&status.target));
-                terminal::print(&report::success(&status, &delivered, took));
+                let delivered = Delivered::look(&status);
+                terminal::print(&report::success(&status, &delivered, took))?;
             }
             ExitCode::SUCCESS
         }
@@ -185,5 +194,5 @@ fn finish(
             terminal::tell(&report::ended_line(&status));
             ExitCode::from(terminal::FAILED)
         }
-    }
+    })
 }

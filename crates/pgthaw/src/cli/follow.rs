@@ -3,6 +3,7 @@
 //! A session never depends on its follower. A broken connection is made again, with a new server where the old one is gone; a lost
 //! terminal ends this process (SIGHUP) and nothing else.
 
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use pgthaw_session::Status;
@@ -11,6 +12,7 @@ use tokio::sync::mpsc;
 
 use super::client::{Client, session_path};
 use super::progress::Progress;
+use super::terminal;
 use crate::unix_http::ClientError;
 use crate::wire::{ApiError, LogLine};
 
@@ -19,8 +21,30 @@ const GOOD_CONNECTION: Duration = Duration::from_secs(10);
 /// How many connections in a row may break early.
 const TRIES: u32 = 6;
 
-/// Ctrl-C, noticed from the moment this is made.
-pub struct Interrupts(Signal);
+/// Signals that end the following of a session, noticed from the moment this is made.
+pub struct Interrupts {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+/// A signal that was noticed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Noticed {
+    /// Ctrl-C (SIGINT).
+    Interrupt,
+    /// SIGTERM: this process has to end, the session has not.
+    Terminate,
+}
+
+impl Noticed {
+    /// The exit code of a command that it ends.
+    pub fn exit_code(self) -> ExitCode {
+        ExitCode::from(match self {
+            Self::Interrupt => terminal::INTERRUPTED,
+            Self::Terminate => terminal::TERMINATED,
+        })
+    }
+}
 
 impl Interrupts {
     /// Begins to notice.
@@ -28,15 +52,26 @@ impl Interrupts {
     /// # Errors
     /// When the system refuses.
     pub fn notice() -> Result<Self, ApiError> {
-        let failed =
-            |err| ApiError { message: format!("wait for Ctrl-C: {err}"), hint: None, usage: false };
-        signal(SignalKind::interrupt()).map(Self).map_err(failed)
+        let noticed = |kind| {
+            let failed = |err| ApiError {
+                message: format!("wait for signals: {err}"),
+                hint: None,
+                usage: false,
+            };
+            signal(kind).map_err(failed)
+        };
+        Ok(Self {
+            interrupt: noticed(SignalKind::interrupt())?,
+            terminate: noticed(SignalKind::terminate())?,
+        })
     }
 
-    /// Waits for the next Ctrl-C.
-    pub async fn next(&mut self) {
-        if self.0.recv().await.is_none() {
-            std::future::pending().await // the runtime ends
+    /// Waits for the next one.
+    pub async fn next(&mut self) -> Noticed {
+        tokio::select! {
+            Some(()) = self.interrupt.recv() => Noticed::Interrupt,
+            Some(()) = self.terminate.recv() => Noticed::Terminate,
+            else => std::future::pending().await, // the runtime ends
         }
     }
 }
@@ -60,10 +95,12 @@ pub enum Ending {
         /// Whether it was asked to stop.
         stopped: bool,
     },
-    /// The user left; the session goes on.
+    /// The user left, or this process has to end; the session goes on.
     Left {
         /// Whether it was asked to stop, and so ends by itself.
         stopped: bool,
+        /// What ended the following.
+        by: Noticed,
     },
 }
 
@@ -127,9 +164,10 @@ async fn watch(
                     return Ok(Ending::Ended { status: Box::new(status), stopped: stopping.is_some() });
                 }
             },
-            () = interrupts.next() => {
-                if stopping.is_some() || on_interrupt == OnInterrupt::Leave {
-                    return Ok(Ending::Left { stopped: stopping.is_some() });
+            by = interrupts.next() => {
+                let leaves = by == Noticed::Terminate || on_interrupt == OnInterrupt::Leave;
+                if stopping.is_some() || leaves {
+                    return Ok(Ending::Left { stopped: stopping.is_some(), by });
                 }
                 progress.tell("pgthaw: stopping the session; Ctrl-C again leaves it alone");
                 stopping = Some(stop(client, id));
@@ -263,11 +301,11 @@ async fn listen(
 /// Hands every log line of a session to `take` until the session is no longer at work.
 ///
 /// # Errors
-/// When the server refuses, or cannot be reached any more.
+/// What `take` says; when the server refuses, or cannot be reached any more.
 pub async fn follow_log(
     client: &Client,
     id: &str,
-    mut take: impl FnMut(LogLine),
+    mut take: impl FnMut(LogLine) -> Result<(), ApiError>,
 ) -> Result<(), ApiError> {
     let mut messages = messages(client, id);
     let mut told = 0;
@@ -275,7 +313,7 @@ pub async fn follow_log(
         match message {
             Message::Log { number, line } if number >= told => {
                 told = number + 1;
-                take(line);
+                take(line)?;
             }
             Message::Failed(error) => return Err(error),
             Message::Log { .. } | Message::Status(_) | Message::Lost => {}

@@ -76,7 +76,12 @@ fn status(state: SessionState) -> String {
 
 async fn log_of(server: &Server) -> Result<Vec<String>, ApiError> {
     let mut lines = Vec::new();
-    follow_log(&server.client, "ID", |line| lines.push(line.text)).await.map(|()| lines)
+    follow_log(&server.client, "ID", |line| {
+        lines.push(line.text);
+        Ok(())
+    })
+    .await
+    .map(|()| lines)
 }
 
 #[tokio::test]
@@ -117,6 +122,18 @@ async fn the_end_is_the_last_status() {
     }
 }
 
+#[tokio::test]
+async fn a_termination_leaves_at_once() {
+    let server = start(vec![]);
+    let mut interrupts = Interrupts::notice().unwrap();
+    rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM)
+        .unwrap();
+    let ending = follow(&server.client, "ID", 0, OnInterrupt::Stop, &mut interrupts).await.unwrap();
+    let left = matches!(ending, Ending::Left { stopped: false, by: Noticed::Terminate });
+    assert!(left, "{ending:?}");
+    assert_eq!(server.stops.load(Ordering::SeqCst), 0, "the session goes on");
+}
+
 /// One test for all that Ctrl-C does: a signal reaches every follower in this process.
 #[tokio::test]
 async fn the_first_interrupt_stops_and_the_second_leaves() {
@@ -131,7 +148,10 @@ async fn the_first_interrupt_stops_and_the_second_leaves() {
     interrupt();
     let ending =
         follow(&server.client, "ID", 0, OnInterrupt::Leave, &mut interrupts).await.unwrap();
-    assert!(matches!(ending, Ending::Left { stopped: false }), "{ending:?}");
+    assert!(
+        matches!(ending, Ending::Left { stopped: false, by: Noticed::Interrupt }),
+        "{ending:?}"
+    );
     assert_eq!(server.stops.load(Ordering::SeqCst), 0);
 
     // A stop that is refused may be asked for again; then leaving.
@@ -150,6 +170,6 @@ async fn the_first_interrupt_stops_and_the_second_leaves() {
     let mut interrupts = Interrupts::notice().unwrap();
     let following = follow(&server.client, "ID", 0, OnInterrupt::Stop, &mut interrupts);
     let (ending, ()) = tokio::join!(following, signals);
-    assert!(matches!(ending.unwrap(), Ending::Left { stopped: true }));
+    assert!(matches!(ending.unwrap(), Ending::Left { stopped: true, by: Noticed::Interrupt }));
     assert_eq!(server.stops.load(Ordering::SeqCst), 2);
 }

@@ -52,10 +52,12 @@ pub struct BackupJson {
     pub prior: Option<String>,
     /// Whether the backup tool found damaged pages.
     pub damaged: bool,
-    /// When the last WAL segment of its timeline was archived, UTC.
+    /// When the last WAL segment was archived that follows it without a gap, UTC.
     pub archived_until: Option<Timestamp>,
     /// That segment's name.
     pub archived_segment: Option<String>,
+    /// The segment that is missing behind that one, where later ones are there.
+    pub archive_gap: Option<String>,
     /// What the user noted down with the backup tool.
     pub annotations: BTreeMap<String, String>,
     /// Why it cannot be exported from.
@@ -80,6 +82,7 @@ impl BackupJson {
             damaged: backup.damaged,
             archived_until: backup.archived_until.as_ref().and_then(|reach| time(reach.modified)),
             archived_segment: backup.archived_until.as_ref().map(|reach| reach.segment.clone()),
+            archive_gap: backup.archived_until.as_ref().and_then(|reach| reach.gap.clone()),
             annotations: backup.annotations.clone(),
             unusable: backup.unusable.clone(),
         }
@@ -145,11 +148,13 @@ pub fn backups(repository: &Path, answer: &BackupsAnswer, zone: &TimeZone) -> St
 }
 
 fn remark(backup: &BackupInfo) -> String {
-    match (&backup.unusable, backup.damaged) {
-        (Some(why), _) => format!("unusable: {}", text::one_line(why)),
-        (None, true) => "the backup tool found damaged pages".into(),
-        (None, false) => String::new(),
+    if let Some(why) = &backup.unusable {
+        return format!("unusable: {}", text::one_line(why));
     }
+    let damaged = backup.damaged.then(|| "the backup tool found damaged pages".to_owned());
+    let gap = backup.archived_until.as_ref().and_then(|reach| reach.gap.as_ref());
+    let gap = gap.map(|segment| format!("WAL segment {segment} is missing, later ones are there"));
+    damaged.into_iter().chain(gap).collect::<Vec<_>>().join("; ")
 }
 
 /// Returns the databases of a backup for people.
@@ -234,7 +239,7 @@ pub fn sessions(sessions: &[Status], zone: &TimeZone) -> String {
             if status.state.is_active() { activity(status) } else { String::new() },
             text::time(status.created_at, zone),
             names(status),
-            done(status),
+            text::size(status.bytes_done),
             text::one_line(&status.target),
         ]
     });
@@ -254,15 +259,6 @@ fn names(status: &Status) -> String {
         names.push(format!("and {} more", status.databases.len() - SHOWN));
     }
     names.join(", ")
-}
-
-fn done(status: &Status) -> String {
-    match (status.bytes_done, status.bytes_total) {
-        (done, total) if total > done && status.state.is_active() => {
-            format!("{} of {}", text::size(done), text::size(total))
-        }
-        (done, _) => text::size(done),
-    }
 }
 
 fn state_word(state: SessionState) -> &'static str {
@@ -304,7 +300,10 @@ pub fn session(status: &Status, zone: &TimeZone) -> String {
         |name, value: &Option<String>| value.as_ref().map(|value| (name, text::one_line(value)));
     facts.extend(named("backup", &status.backup));
     facts.extend(named("recovered to", &status.recovery_lsn));
-    facts.extend([("target", text::one_line(&status.target)), ("delivered", done(status))]);
+    facts.extend([
+        ("target", text::one_line(&status.target)),
+        ("delivered", text::size(status.bytes_done)),
+    ]);
     let mut lines: Vec<String> =
         facts.into_iter().map(|(name, value)| format!("{name:<13} {value}")).collect();
     if !status.databases.is_empty() {

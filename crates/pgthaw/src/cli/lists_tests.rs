@@ -27,6 +27,7 @@ fn backup() -> BackupInfo {
         archived_until: Some(WalReach {
             segment: "000000010000000000000012".into(),
             modified: 1_795_312_711,
+            gap: None,
         }),
         start_lsn: None,
         stop_lsn: None,
@@ -64,12 +65,21 @@ fn backups_with_something_wrong_say_so() {
     let unusable =
         BackupInfo { unusable: Some("it is encrypted".into()), damaged: true, ..backup() };
     let damaged = BackupInfo { damaged: true, ..backup() };
-    let text = backups(Path::new("/b"), &answer(vec![backup(), unusable, damaged]), &zone());
+    let mut holed = damaged.clone();
+    holed.archived_until.as_mut().unwrap().gap = Some("000000010000000000000013".into());
+    let listed = answer(vec![backup(), unusable, damaged, holed]);
+    let text = backups(Path::new("/b"), &listed, &zone());
     let remarks: Vec<&str> =
         text.lines().skip(1).filter_map(|line| line.split('|').nth(8)).map(str::trim).collect();
     assert_eq!(
         remarks,
-        ["remark", "", "unusable: it is encrypted", "the backup tool found damaged pages"]
+        [
+            "remark",
+            "",
+            "unusable: it is encrypted",
+            "the backup tool found damaged pages",
+            "the backup tool found damaged pages; WAL segment 000000010000000000000013 is missing, later ones are there",
+        ]
     );
     assert_eq!(
         backups(Path::new("/b"), &answer(vec![]), &zone()),
@@ -97,6 +107,7 @@ fn backups_for_programs() {
         "damaged": false,
         "archived_until": "2026-11-22T01:58:31Z",
         "archived_segment": "000000010000000000000012",
+        "archive_gap": null,
         "annotations": {},
         "unusable": null,
     }]);
@@ -170,10 +181,10 @@ fn sessions_are_a_table() {
     ended.state = SessionState::Succeeded;
     ended.databases = vec![ended.databases[0].clone(); 5];
     let want = "\
- id                   | state     | doing   | created                | databases               |          delivered | target
-----------------------+-----------+---------+------------------------+-------------------------+--------------------+---------------------
- 20261122-101112-kqvd | running   | dumping | 2026-11-22 11:11:12+01 | crm, my sales           | 47.7 MB of 57.2 MB | /srv/exports/monday
- 20261122-101112-kqvd | succeeded |         | 2026-11-22 11:11:12+01 | crm, crm, crm, and 2 more |            47.7 MB | /srv/exports/monday
+ id                   | state     | doing   | created                | databases               |  delivered | target
+----------------------+-----------+---------+------------------------+-------------------------+-----------+---------------------
+ 20261122-101112-kqvd | running   | dumping | 2026-11-22 11:11:12+01 | crm, my sales           |   47.7 MB | /srv/exports/monday
+ 20261122-101112-kqvd | succeeded |         | 2026-11-22 11:11:12+01 | crm, crm, crm, and 2 more |   47.7 MB | /srv/exports/monday
 ";
     let got = sessions(&[samples::status(), ended], &zone());
     assert_eq!(squeezed(&got), squeezed(want));

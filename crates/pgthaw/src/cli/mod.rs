@@ -9,6 +9,7 @@ mod configuration;
 mod export;
 mod follow;
 mod lists;
+mod manual;
 mod progress;
 mod report;
 mod requests;
@@ -18,7 +19,6 @@ mod terminal;
 mod text;
 mod values;
 
-use std::io;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
@@ -42,7 +42,11 @@ type Answer = Result<ExitCode, ApiError>;
 
 /// Does what the command line says.
 pub fn main() -> ExitCode {
-    let answer = match Arguments::parse().command {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(message) => return terminal::print_usage(&message),
+    };
+    let answer = match arguments.command {
         Command::Serve(arguments) => return crate::server::run(arguments.until_idle),
         Command::Internal(arguments) => return crate::internal::run(arguments.child),
         Command::Completions(arguments) => completions(arguments.shell),
@@ -93,16 +97,16 @@ async fn ask_server(command: Command) -> Answer {
         Command::Sessions(arguments) => {
             let sessions: Vec<Status> = client.get("/v1/sessions").await?;
             match arguments.output.output {
-                Output::Text => terminal::print(&lists::sessions(&sessions, &zone)),
-                Output::Json => terminal::print_json(&sessions),
+                Output::Text => terminal::print(&lists::sessions(&sessions, &zone))?,
+                Output::Json => terminal::print_json(&sessions)?,
             }
             Ok(ExitCode::SUCCESS)
         }
         Command::Session(arguments) => {
             let status: Status = client.get(&session_path(&arguments.id, "")).await?;
             match arguments.output.output {
-                Output::Text => terminal::print(&lists::session(&status, &zone)),
-                Output::Json => terminal::print_json(&status),
+                Output::Text => terminal::print(&lists::session(&status, &zone))?,
+                Output::Json => terminal::print_json(&status)?,
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -118,7 +122,7 @@ async fn ask_server(command: Command) -> Answer {
 async fn backups(client: &Client, arguments: &BackupsArguments, zone: &TimeZone) -> Answer {
     let output = arguments.output.output;
     let choices: Vec<RepositoryChoice> = match &arguments.repository {
-        Some(name) => vec![Surroundings::look()?.repository(name, &arguments.reading)],
+        Some(name) => vec![Surroundings::look().repository(name, &arguments.reading)?],
         None => configured(arguments)?,
     };
     let several = choices.len() > 1;
@@ -136,15 +140,15 @@ async fn backups(client: &Client, arguments: &BackupsArguments, zone: &TimeZone)
         };
         match output {
             Output::Text if number > 0 => {
-                terminal::print(&format!("\n{}", lists::backups(&choice.path, &answer, zone)))
+                terminal::print(&format!("\n{}", lists::backups(&choice.path, &answer, zone)))?
             }
-            Output::Text => terminal::print(&lists::backups(&choice.path, &answer, zone)),
+            Output::Text => terminal::print(&lists::backups(&choice.path, &answer, zone))?,
             Output::Json => json.extend(lists::backups_json(&choice.path, &answer)),
         }
     }
     if output == Output::Json {
         json.sort_by_key(|backup| backup.started_at);
-        terminal::print_json(&json);
+        terminal::print_json(&json)?;
     }
     Ok(code)
 }
@@ -181,22 +185,22 @@ fn configured(arguments: &BackupsArguments) -> Result<Vec<RepositoryChoice>, Api
 }
 
 async fn databases(client: &Client, arguments: &DatabasesArguments, zone: &TimeZone) -> Answer {
-    let repository = Surroundings::look()?.repository(&arguments.repository, &arguments.reading);
+    let repository = Surroundings::look().repository(&arguments.repository, &arguments.reading)?;
     let request = DatabasesRequest { repository, backup: arguments.backup.clone() };
     let answer: DatabasesAnswer = client.post("/v1/databases", &request).await?;
     match arguments.output.output {
-        Output::Text => terminal::print(&lists::databases(&answer, zone)),
-        Output::Json => terminal::print_json(&lists::by_oid(&answer.databases)),
+        Output::Text => terminal::print(&lists::databases(&answer, zone))?,
+        Output::Json => terminal::print_json(&lists::by_oid(&answer.databases))?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
 async fn check(client: &Client, arguments: &CheckArguments) -> Answer {
-    let request = Surroundings::look()?.export(&arguments.export)?;
+    let request = Surroundings::look().export(&arguments.export)?;
     let answer: CheckAnswer = client.post("/v1/check", &request).await?;
     match arguments.output.output {
-        Output::Text => terminal::print(&lists::check(&answer)),
-        Output::Json => terminal::print_json(&answer),
+        Output::Text => terminal::print(&lists::check(&answer))?,
+        Output::Json => terminal::print_json(&answer)?,
     }
     Ok(if answer.report.refused() { ExitCode::from(terminal::FAILED) } else { ExitCode::SUCCESS })
 }
@@ -209,7 +213,7 @@ async fn log(client: &Client, arguments: &LogArguments, zone: &TimeZone) -> Answ
         });
         tokio::select! {
             followed = following => followed?,
-            () = interrupts.next() => return Ok(ExitCode::from(terminal::INTERRUPTED)),
+            signal = interrupts.next() => return Ok(signal.exit_code()),
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -217,8 +221,8 @@ async fn log(client: &Client, arguments: &LogArguments, zone: &TimeZone) -> Answ
     match arguments.output.output {
         Output::Text => terminal::print(
             &lines.iter().map(|line| lists::log_line(line, zone)).collect::<String>(),
-        ),
-        Output::Json => terminal::print_json(&lines),
+        )?,
+        Output::Json => terminal::print_json(&lines)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -232,7 +236,7 @@ async fn clean(client: &Client, arguments: &CleanArguments) -> Answer {
     let interrupted: Vec<Status> = client.get("/v1/interrupted").await?;
     let preview: CleanAnswer = client.post("/v1/clean", &CleanRequest { dry_run: true }).await?;
     if arguments.dry_run || (interrupted.is_empty() && preview.removed.is_empty()) {
-        show(&preview, true);
+        show(&preview, true)?;
         return Ok(clean_code(&preview));
     }
     if !arguments.yes {
@@ -255,7 +259,7 @@ async fn clean(client: &Client, arguments: &CleanArguments) -> Answer {
         }
     }
     let answer: CleanAnswer = client.post("/v1/clean", &CleanRequest { dry_run: false }).await?;
-    show(&answer, false);
+    show(&answer, false)?;
     Ok(clean_code(&answer))
 }
 
@@ -265,31 +269,54 @@ fn clean_code(answer: &CleanAnswer) -> ExitCode {
 
 fn completions(shell: clap_complete::Shell) -> Answer {
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Arguments::command(), "pgthaw", &mut script);
-    terminal::print(&String::from_utf8_lossy(&script));
+    clap_complete::generate(shell, &mut public_commands(), "pgthaw", &mut script);
+    terminal::print(&String::from_utf8_lossy(&script))?;
     Ok(ExitCode::SUCCESS)
 }
 
+/// The command line without the commands that no user types: clap's completions offer hidden ones, too.
+fn public_commands() -> clap::Command {
+    let all = Arguments::command();
+    let shown = all.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
+    clap::Command::new("pgthaw").version(env!("CARGO_PKG_VERSION")).subcommands(shown)
+}
+
 fn man(arguments: &ManArguments) -> Answer {
-    let failed = |err: io::Error| ApiError {
-        message: format!("write the manual pages: {err}"),
+    let pages = manual::pages();
+    let Some(directory) = &arguments.directory else {
+        terminal::print(pages.first().map_or("", |page| &page.text))?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    let written = std::fs::create_dir_all(directory).and_then(|()| {
+        pages.iter().try_for_each(|page| std::fs::write(directory.join(&page.file), &page.text))
+    });
+    written.map_err(|err| ApiError {
+        message: format!("write the manual pages into `{}`: {err}", directory.display()),
         hint: None,
         usage: false,
-    };
-    match &arguments.directory {
-        Some(directory) => {
-            std::fs::create_dir_all(directory).map_err(failed)?;
-            clap_mangen::generate_to(Arguments::command(), directory).map_err(failed)?;
-        }
-        None => {
-            let mut page = Vec::new();
-            clap_mangen::Man::new(Arguments::command()).render(&mut page).map_err(failed)?;
-            terminal::print(&String::from_utf8_lossy(&page));
-        }
-    }
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn usage(message: &str, hint: &str) -> ApiError {
     ApiError { message: message.into(), hint: Some(hint.into()), usage: true }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn completions_offer_what_people_type() {
+        let mut script = Vec::new();
+        clap_complete::generate(
+            clap_complete::Shell::Bash,
+            &mut public_commands(),
+            "pgthaw",
+            &mut script,
+        );
+        let script = String::from_utf8(script).unwrap();
+        assert!(script.contains("export") && script.contains("--wal-archive"));
+        assert!(!script.contains("internal"), "{script}");
+    }
 }

@@ -80,20 +80,21 @@ impl Bars {
     }
 
     fn show(&mut self, status: &Status) {
-        let known = status.step == Step::Dump || status.step == Step::Deliver;
-        let template = if known && status.bytes_total > 0 {
-            "{prefix} [{bar:30}] {wide_msg}"
+        let (done, total) = tables(status).unwrap_or_default();
+        let template = if total > 0 && status.step == Step::Dump {
+            "{prefix} [{bar:16}] {wide_msg}"
         } else {
             "{prefix} {wide_msg}"
         };
         let style = ProgressStyle::with_template(template).expect("the template is well-formed");
         self.overall.set_style(style.progress_chars("=> "));
-        self.overall.set_length(status.bytes_total.max(status.bytes_done));
-        self.overall.set_position(status.bytes_done);
+        self.overall.set_length(total);
+        self.overall.set_position(done);
         self.overall.set_prefix(activity(status));
         self.overall.set_message(overall_text(status));
         self.overall.tick();
-        let lines = database_lines(status);
+        // Below the bar there is a whole line for it.
+        let lines = [detail(status), database_lines(status)].concat();
         while self.databases.len() > lines.len() {
             if let Some(bar) = self.databases.pop() {
                 bar.finish_and_clear();
@@ -155,16 +156,34 @@ pub fn activity(status: &Status) -> String {
     }
 }
 
-/// Returns bytes, databases and whatever else is known, in one line.
+/// Returns how many tables are dumped and how many there are, when the databases tell. The size of a dump is not known before
+/// it is made: the databases' own sizes, which hold indexes and are not compressed, are no measure of it.
+fn tables(status: &Status) -> Option<(u64, u64)> {
+    let known = |database: &&DatabaseStatus| {
+        database.tables_total > 0 || database.state != DatabaseState::Waiting
+    };
+    let mut databases = status.databases.iter();
+    if status.databases.is_empty() || !databases.all(|database| known(&database)) {
+        return None;
+    }
+    let sum = |of: fn(&DatabaseStatus) -> u64| {
+        status.databases.iter().fold(0_u64, |sum, database| sum.saturating_add(of(database)))
+    };
+    Some((sum(|database| database.tables_done), sum(|database| database.tables_total)))
+}
+
+/// Returns tables, bytes and databases, in one line.
 fn overall_text(status: &Status) -> String {
     let mut parts = Vec::new();
-    if status.bytes_total > status.bytes_done {
+    if let Some((done, total)) = tables(status).filter(|(_, total)| *total > 0)
+        && status.step == Step::Dump
+    {
         parts.push(format!(
-            "{} of about {}",
-            text::size(status.bytes_done),
-            text::size(status.bytes_total)
+            "{done} of {}",
+            text::count(usize::try_from(total).unwrap_or(usize::MAX), "table")
         ));
-    } else if status.bytes_done > 0 {
+    }
+    if status.bytes_done > 0 {
         parts.push(text::size(status.bytes_done));
     }
     let delivered = status
@@ -178,12 +197,19 @@ fn overall_text(status: &Status) -> String {
             text::count(status.databases.len(), "database")
         ));
     }
-    parts.extend(status.detail.as_deref().map(text::one_line));
     parts.join(", ")
 }
 
-/// Returns a line for each database at work; for the first few when there are many.
+/// Returns what else is known.
+fn detail(status: &Status) -> Vec<String> {
+    status.detail.as_deref().map(text::one_line).into_iter().collect()
+}
+
+/// Returns a line for each database at work; for the first few when there are many. A single one is told by the whole.
 fn database_lines(status: &Status) -> Vec<String> {
+    if status.databases.len() == 1 {
+        return Vec::new();
+    }
     let lines: Vec<String> = status.databases.iter().filter_map(database_text).collect();
     let more = lines.len().saturating_sub(DATABASE_LINES);
     let mut shown: Vec<String> = lines.into_iter().take(DATABASE_LINES).collect();
@@ -207,10 +233,12 @@ fn database_text(database: &DatabaseStatus) -> Option<String> {
     }
 }
 
-/// Returns all of it in one line: `dumping: 47.7 MB of about 57.2 MB, 1 of 2 databases delivered; crm: 12 of 45 tables, 9.5 MB`.
+/// Returns all of it in one line: `dumping: 57 of 90 tables, 47.7 MB, 1 of 2 databases delivered; crm: 12 of 45 tables, 9.5 MB`.
 /// Nothing where there is no more to tell than the step, which the log does.
 pub fn progress_line(status: &Status) -> Option<String> {
-    let parts = [vec![overall_text(status)], database_lines(status)].concat();
+    let overall = [vec![overall_text(status)], detail(status)].concat();
+    let overall: Vec<String> = overall.into_iter().filter(|part| !part.is_empty()).collect();
+    let parts = [vec![overall.join(", ")], database_lines(status)].concat();
     let parts: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
     (!parts.is_empty()).then(|| format!("{}: {}", activity(status), parts.join("; ")))
 }
@@ -223,8 +251,17 @@ mod tests {
     #[test]
     fn a_plain_line_holds_everything() {
         let mut status = samples::status();
-        let want = "dumping: 47.7 MB of about 57.2 MB, 1 of 2 databases delivered; my sales: 12 of 45 tables, 9.5 MB";
+        let want = "dumping: 57 of 90 tables, 47.7 MB, 1 of 2 databases delivered; my sales: 12 of 45 tables, 9.5 MB";
         assert_eq!(progress_line(&status).as_deref(), Some(want));
+
+        status.databases[0].state = DatabaseState::Waiting;
+        status.databases[0].tables_total = 0;
+        let line = progress_line(&status).unwrap();
+        assert!(
+            line.starts_with("dumping: 47.7 MB, 0 of 2"),
+            "no total before it is known: {line}"
+        );
+        status = samples::status();
 
         status.databases[1].state = DatabaseState::Delivering;
         (status.step, status.bytes_total) = (Step::Deliver, 0);
@@ -232,7 +269,8 @@ mod tests {
             "delivering: 47.7 MB, 1 of 2 databases delivered; my sales: dumped, 9.5 MB, delivering";
         assert_eq!(progress_line(&status).as_deref(), Some(want));
 
-        status.databases.truncate(1);
+        status.databases.remove(0);
+        assert_eq!(progress_line(&status).as_deref(), Some("delivering: 47.7 MB"));
         (status.step, status.state, status.bytes_done) = (Step::Recover, SessionState::Waiting, 0);
         status.detail = Some("replayed up to 0/5000100".into());
         assert_eq!(

@@ -1,11 +1,13 @@
 //! The last words of an export: what was delivered and how to load it, or what failed and how to go on.
 //!
-//! Pure: everything to say comes in.
+//! Pure but for [`Delivered::look`]: everything to say comes in.
 
+use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
 use pgthaw_mover::{GLOBALS_SQL, file_name_for_database};
+use pgthaw_postgres::dump::{Given, given_options};
 use pgthaw_session::{DatabaseState, SessionState, Status};
 
 use super::text;
@@ -16,25 +18,98 @@ use crate::wire::ApiError;
 pub struct Delivered {
     /// `globals.sql` is there.
     pub globals: bool,
+    /// Where `globals.sql` creates tablespaces.
+    pub tablespaces: Vec<String>,
     /// What pg_dump was told besides.
     pub pg_dump_arguments: Vec<String>,
+    /// Settings of a database or role that would disturb a load of it: database and name; no database for a role's own.
+    pub disturbing: Vec<(Option<String>, String)>,
 }
 
+/// What databases and roles may set for themselves that makes a load fail, with the value that a session needs instead.
+const DISTURBING: [(&str, &str); 4] = [
+    ("default_transaction_read_only", "off"),
+    ("session_preload_libraries", ""),
+    ("local_preload_libraries", ""),
+    ("role", "none"),
+];
+/// Bytes of a `toc.dat` that are looked at: pg_dump sorts a database and its settings before everything in it.
+const TOC_HEAD: u64 = 1 << 20;
+
 impl Delivered {
-    /// Looks into the directory of an export; what cannot be read counts as not there.
-    pub fn look(target: &Path) -> Self {
+    /// Looks into the export that `status` is about; what cannot be read counts as not there.
+    pub fn look(status: &Status) -> Self {
         #[derive(serde::Deserialize)]
         struct ExportJson {
             #[serde(default)]
             pg_dump_arguments: Vec<String>,
         }
+        let target = Path::new(&status.target);
         let export = std::fs::read(target.join(pgthaw_mover::EXPORT_JSON)).ok();
         let export: Option<ExportJson> = export.and_then(|json| serde_json::from_slice(&json).ok());
+        let globals = std::fs::read(target.join(GLOBALS_SQL)).ok();
+        let text = globals.as_deref().map(String::from_utf8_lossy).unwrap_or_default();
+        let of_roles = disturbing_settings(&text).map(|name| (None, name.to_owned()));
+        let mut disturbing: Vec<_> = of_roles.collect();
+        for database in &status.databases {
+            let toc = target.join(file_name_for_database(&database.name)).join("toc.dat");
+            let mut head = Vec::new();
+            let read =
+                std::fs::File::open(toc).and_then(|f| f.take(TOC_HEAD).read_to_end(&mut head));
+            let text = String::from_utf8_lossy(if read.is_ok() { &head } else { &[] });
+            disturbing.extend(
+                disturbing_settings(&text)
+                    .map(|name| (Some(database.name.clone()), name.to_owned())),
+            );
+        }
+        disturbing.sort();
+        disturbing.dedup();
         Self {
-            globals: target.join(GLOBALS_SQL).is_file(),
+            globals: globals.is_some(),
+            tablespaces: text.lines().filter_map(tablespace_location).collect(),
             pg_dump_arguments: export.map(|export| export.pg_dump_arguments).unwrap_or_default(),
+            disturbing,
         }
     }
+
+    /// The `PGOPTIONS` that a load of `database` needs, with a blank behind it.
+    fn pgoptions(&self, database: &str) -> String {
+        let needed = |name: &str| {
+            self.disturbing
+                .iter()
+                .any(|(of, found)| found == name && of.as_deref().is_none_or(|of| of == database))
+        };
+        let options = DISTURBING.iter().filter(|(name, _)| needed(name));
+        let options: Vec<_> = options.map(|(name, value)| format!("-c {name}={value}")).collect();
+        if options.is_empty() {
+            String::new()
+        } else {
+            format!("PGOPTIONS='{}' ", options.join(" "))
+        }
+    }
+}
+
+/// The settings in pg_dump's or pg_dumpall's output that would disturb a load.
+fn disturbing_settings(text: &str) -> impl Iterator<Item = &'static str> {
+    let names = text.lines().filter_map(|line| {
+        // In toc.dat the length of the text stands before it.
+        let at = line.find("ALTER DATABASE ").or_else(|| line.find("ALTER ROLE "))?;
+        let (_, setting) = line[at..].split_once(" SET ")?;
+        DISTURBING.iter().map(|(name, _)| *name).find(|name| {
+            setting
+                .trim_start_matches('"')
+                .strip_prefix(name)
+                .is_some_and(|rest| rest.trim_start_matches('"').starts_with([' ', '=']))
+        })
+    });
+    names.collect::<Vec<_>>().into_iter()
+}
+
+/// The location in a line `CREATE TABLESPACE … LOCATION '…';`.
+fn tablespace_location(line: &str) -> Option<String> {
+    let (_, location) = line.strip_prefix("CREATE TABLESPACE ")?.split_once(" LOCATION ")?;
+    let location = location.strip_suffix(';')?.trim_start_matches('E');
+    Some(location.strip_prefix('\'')?.strip_suffix('\'')?.replace("''", "'"))
 }
 
 /// Returns what is said of an export that succeeded.
@@ -49,47 +124,81 @@ pub fn success(status: &Status, delivered: &Delivered, took: Option<Duration>) -
     lines.extend(status.databases.iter().map(|database| {
         format!("  {}  {}", text::one_line(&database.name), text::size(database.bytes))
     }));
-    lines.extend(filter_notes(&delivered.pg_dump_arguments));
+    lines.extend(filter_notes(&given_options(&delivered.pg_dump_arguments)));
+    if !delivered.tablespaces.is_empty() {
+        let directories: Vec<_> =
+            delivered.tablespaces.iter().map(|path| text::one_line(path)).collect();
+        lines.push(format!(
+            "Note: globals.sql creates tablespaces; their directories have to be there, empty and owned by the server's account: {}",
+            directories.join(", ")
+        ));
+    }
+    if status.databases.iter().any(|database| !delivered.pgoptions(&database.name).is_empty()) {
+        lines.push("Note: databases or roles have settings of their own that would make the load fail; PGOPTIONS overrides them".into());
+    }
     lines.push("Load it with".into());
-    lines.extend(
-        load_commands(status, delivered.globals).into_iter().map(|command| format!("  {command}")),
-    );
+    lines
+        .extend(load_commands(status, delivered).into_iter().map(|command| format!("  {command}")));
     lines.join("\n") + "\n"
 }
 
 /// Returns the commands that load an export into a server, in their order.
-fn load_commands(status: &Status, globals: bool) -> Vec<String> {
+fn load_commands(status: &Status, delivered: &Delivered) -> Vec<String> {
     let target = Path::new(&status.target);
     let file = |name: &str| text::shell_word(&target.join(name).to_string_lossy());
-    let globals = globals.then(|| format!("psql -X -f {} postgres", file(GLOBALS_SQL)));
+    let globals = delivered.globals.then(|| format!("psql -X -f {} postgres", file(GLOBALS_SQL)));
+    let whole = missing_definitions(&given_options(&delivered.pg_dump_arguments)).is_none();
     let restores = status.databases.iter().map(|database| {
+        let name = &database.name;
         // These are there in every new server.
-        let create = if ["postgres", "template1"].contains(&database.name.as_str()) {
-            format!("-d {}", database.name)
-        } else {
+        let create = if whole && !["postgres", "template1"].contains(&name.as_str()) {
             "--create -d postgres".into()
+        } else {
+            format!("-d {}", text::shell_word(&connection_word(name)))
         };
-        format!("pg_restore {create} {}", file(&file_name_for_database(&database.name)))
+        let options = delivered.pgoptions(name);
+        format!("{options}pg_restore {create} {}", file(&file_name_for_database(name)))
     });
     globals.into_iter().chain(restores).collect()
 }
 
-/// Returns what pg_dump's filters left out (pg_dump's manual, `--table`, `--schema` and `--large-objects`).
-fn filter_notes(arguments: &[String]) -> Vec<String> {
-    let given = |prefixes: &[&str]| {
-        arguments.iter().any(|argument| {
-            prefixes.iter().any(|prefix| argument.starts_with(prefix))
-                && argument != "--schema-only"
-        })
+/// Returns a database's name as `-d` takes it, which reads some words as a whole connection string.
+fn connection_word(name: &str) -> String {
+    if name.contains('=') || name.starts_with("postgresql://") || name.starts_with("postgres://") {
+        format!("dbname='{}'", name.replace('\\', r"\\").replace('\'', r"\'"))
+    } else {
+        name.into()
+    }
+}
+
+/// Returns the option that leaves definitions out, if one does: such a dump cannot create its database.
+fn missing_definitions(given: &[Given]) -> Option<String> {
+    let sections = || given.iter().filter(|option| option.name == "section");
+    let without = |option: &&Given| {
+        ["data-only", "no-schema", "statistics-only"].contains(&option.name)
+            || (option.name == "section"
+                && sections().all(|section| section.value.as_deref() != Some("pre-data")))
     };
-    let tables = given(&["--table", "-t"]);
-    let schemas = given(&["--schema", "-n"]);
-    let large_objects = arguments
-        .iter()
-        .any(|argument| ["-b", "--blobs", "--large-objects"].contains(&argument.as_str()));
+    given.iter().find(without).map(shown)
+}
+
+/// An option as it is typed.
+fn shown(option: &Given) -> String {
+    match &option.value {
+        Some(value) => text::shell_word(&text::one_line(&format!("--{}={value}", option.name))),
+        None => format!("--{}", option.name),
+    }
+}
+
+/// Returns what pg_dump's filters left out (pg_dump's manual, `--table`, `--schema` and `--large-objects`).
+fn filter_notes(options: &[Given]) -> Vec<String> {
+    let given = |names: &[&str]| options.iter().any(|option| names.contains(&option.name));
+    let tables = given(&["table", "table-and-children"]);
+    let schemas = given(&["schema"]);
+    let no_large_objects = given(&["no-large-objects", "no-blobs"]);
     let mut notes = Vec::new();
     if tables || schemas {
-        let large_objects = if large_objects { "" } else { ", large objects" };
+        let large_objects = if given(&["large-objects", "blobs"]) { "" } else { ", large objects" };
         let (filter, left_out) = if tables {
             ("-t", "functions, types, schemas, ")
         } else {
@@ -100,20 +209,24 @@ fn filter_notes(arguments: &[String]) -> Vec<String> {
              what the tables need of these has to be there before they are loaded"
         ));
     }
-    let without: Vec<_> = arguments
-        .iter()
-        .filter(|argument| {
-            argument.starts_with("--exclude-")
-                || argument.starts_with("-T")
-                || argument.starts_with("-N")
-        })
-        .map(|argument| text::shell_word(&text::one_line(argument)))
-        .collect();
+    let without: Vec<_> =
+        options.iter().filter(|option| option.name.starts_with("exclude-")).map(shown).collect();
     if !without.is_empty() {
         notes.push(format!("Note: left out as asked: {}", without.join(" ")));
     }
-    if arguments.iter().any(|argument| argument == "--schema-only" || argument == "-s") {
+    if no_large_objects {
+        notes.push("Note: large objects were left out as asked (--no-large-objects)".into());
+    }
+    if given(&["schema-only"]) {
         notes.push("Note: definitions only, no rows (--schema-only)".into());
+    }
+    if given(&["no-data"]) {
+        notes.push("Note: no rows (--no-data)".into());
+    }
+    if let Some(option) = missing_definitions(options) {
+        notes.push(format!(
+            "Note: definitions were left out ({option}): load it into a database that has them"
+        ));
     }
     notes
 }
@@ -222,7 +335,7 @@ mod tests {
     fn a_success_ends_with_the_commands_that_load_it() {
         let mut status = samples::status();
         status.state = SessionState::Succeeded;
-        let delivered = Delivered { globals: true, pg_dump_arguments: vec![] };
+        let delivered = Delivered { globals: true, ..Delivered::default() };
         let got = success(&status, &delivered, Some(Duration::from_secs(77)));
         let want = "\
 2 databases exported to /srv/exports/monday: 47.7 MB in 1 min 17 s
@@ -246,13 +359,46 @@ Load it with
             r"pg_restore -d postgres '/srv/it'\''s/postgres'",
             r"pg_restore --create -d postgres '/srv/it'\''s/a%2Fb'",
         ];
-        assert_eq!(load_commands(&status, false), want);
+        assert_eq!(load_commands(&status, &Delivered::default()), want);
+
+        // Without definitions no database can be created, and -d would take some names for more than a name.
+        for word in ["-a", "--data-only", "--section=data", "--no-schema", "--section=post-data"] {
+            let delivered =
+                Delivered { pg_dump_arguments: vec![word.into()], ..Delivered::default() };
+            status.databases[1].name = "my sales".into();
+            let command = load_commands(&status, &delivered).pop().unwrap();
+            assert_eq!(command, r"pg_restore -d 'my sales' '/srv/it'\''s/my sales'", "{word}");
+        }
+        assert_eq!(connection_word("a='b"), r"dbname='a=\'b'");
+    }
+
+    #[test]
+    fn settings_that_disturb_a_load_are_overridden() {
+        let mut status = samples::status();
+        let directory = tempfile::tempdir().unwrap();
+        status.target = directory.path().to_str().unwrap().into();
+        let globals = "CREATE ROLE a;\nALTER ROLE a SET role TO 'b';\nALTER ROLE a SET role_of TO 'b';\n\
+            CREATE TABLESPACE ts OWNER postgres LOCATION '/srv/it''s';\nALTER ROLE a SET work_mem TO '1MB';\n";
+        std::fs::write(directory.path().join("globals.sql"), globals).unwrap();
+        let toc = b"PGDMP\0\x01..ALTER DATABASE crm SET default_transaction_read_only TO 'on';\n\
+            ALTER ROLE a IN DATABASE crm SET session_preload_libraries TO 'x';\n\0\xff";
+        std::fs::create_dir(directory.path().join("crm")).unwrap();
+        std::fs::write(directory.path().join("crm/toc.dat"), toc).unwrap();
+        let delivered = Delivered::look(&status);
+        assert_eq!(delivered.tablespaces, ["/srv/it's"]);
+        assert_eq!(delivered.pgoptions("my sales"), "PGOPTIONS='-c role=none' ");
+        let want = "PGOPTIONS='-c default_transaction_read_only=off -c session_preload_libraries= -c role=none' pg_restore --create";
+        assert!(load_commands(&status, &delivered)[1].starts_with(want));
+        let said = success(&status, &delivered, None);
+        assert!(said.contains("PGOPTIONS overrides them\n"), "{said}");
+        assert!(said.contains("owned by the server's account: /srv/it's\n"), "{said}");
     }
 
     #[test]
     fn filters_say_what_they_leave_out() {
         let notes = |arguments: &[&str]| {
-            filter_notes(&arguments.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>())
+            let arguments: Vec<_> = arguments.iter().map(|a| (*a).to_owned()).collect();
+            filter_notes(&given_options(&arguments))
         };
         assert_eq!(notes(&[]), Vec::<String>::new());
         assert_eq!(notes(&["--no-owner"]), Vec::<String>::new());
@@ -267,7 +413,14 @@ Load it with
             notes(&["--exclude-table=x y", "--exclude-table-data=log"]),
             ["Note: left out as asked: '--exclude-table=x y' --exclude-table-data=log"]
         );
-        assert_eq!(notes(&["--schema-only"]), ["Note: definitions only, no rows (--schema-only)"]);
+        assert_eq!(notes(&["-Os"]), ["Note: definitions only, no rows (--schema-only)"]);
+        for word in ["-B", "--no-blobs", "--no-large-objects"] {
+            let [note] = notes(&[word]).try_into().unwrap();
+            assert!(note.contains("large objects were left out"), "{word}: {note}");
+        }
+        let [note] = notes(&["--section", "data"]).try_into().unwrap();
+        assert!(note.contains("definitions were left out (--section=data)"), "{note}");
+        assert_eq!(notes(&["--section=data", "--section=pre-data"]), [""; 0]);
     }
 
     #[test]
@@ -310,14 +463,20 @@ Load it with
     #[test]
     fn the_export_itself_tells_what_was_delivered() {
         let directory = tempfile::tempdir().unwrap();
-        assert_eq!(Delivered::look(directory.path()), Delivered::default());
+        let mut status = samples::status();
+        status.target = directory.path().to_str().unwrap().into();
+        assert_eq!(Delivered::look(&status), Delivered::default());
         std::fs::write(directory.path().join("globals.sql"), "").unwrap();
         std::fs::write(
             directory.path().join("export.json"),
             r#"{"pg_dump_arguments":["--table=a"],"x":1}"#,
         )
         .unwrap();
-        let want = Delivered { globals: true, pg_dump_arguments: vec!["--table=a".into()] };
-        assert_eq!(Delivered::look(directory.path()), want);
+        let want = Delivered {
+            globals: true,
+            pg_dump_arguments: vec!["--table=a".into()],
+            ..Delivered::default()
+        };
+        assert_eq!(Delivered::look(&status), want);
     }
 }

@@ -16,66 +16,80 @@ const DEFAULT_JOBS_MAX: u32 = 4;
 /// What a request depends on besides the options.
 #[derive(Debug, Clone)]
 pub struct Surroundings {
-    /// The directory that relative paths begin at.
-    pub directory: PathBuf,
+    /// The directory that relative paths begin at, or why there is none.
+    pub directory: Result<PathBuf, String>,
     /// Number of processors.
     pub processors: u32,
 }
 
 impl Surroundings {
     /// Looks at this process.
-    ///
-    /// # Errors
-    /// When the current directory is gone or has a name that is no UTF-8.
-    pub fn look() -> Result<Self, ApiError> {
+    pub fn look() -> Self {
         let directory = std::env::current_dir().and_then(|directory| match directory.to_str() {
             Some(_) => Ok(directory),
             None => Err(io::Error::other("its name is no UTF-8")),
         });
-        let directory = directory.map_err(|err| ApiError {
-            message: format!("the current directory: {err}"),
-            hint: Some("go to another directory".into()),
-            usage: false,
-        })?;
+        let directory = directory.map_err(|err| err.to_string());
         let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
-        Ok(Self { directory, processors: u32::try_from(processors).unwrap_or(u32::MAX) })
+        Self { directory, processors: u32::try_from(processors).unwrap_or(u32::MAX) }
     }
 
     /// Returns `path` from the root on, without `.` and doubled or trailing `/`.
-    fn absolute(&self, path: &Path) -> PathBuf {
-        self.directory.join(path).components().collect()
+    fn absolute(&self, path: &Path) -> Result<PathBuf, ApiError> {
+        if path.is_absolute() {
+            return Ok(path.components().collect());
+        }
+        match &self.directory {
+            Ok(directory) => Ok(directory.join(path).components().collect()),
+            Err(why) => Err(ApiError {
+                message: format!(
+                    "`{}` is relative to the current directory, and that cannot be used: {why}",
+                    path.display()
+                ),
+                hint: Some("name it by its whole path, or go to another directory".into()),
+                usage: false,
+            }),
+        }
     }
 
     /// Returns the repository that `name` and `options` mean.
+    ///
+    /// # Errors
+    /// When a path is relative and the current directory is gone or has a name that is no UTF-8.
     pub fn repository(
         &self,
         name: &RepositoryName,
         options: &RepositoryOptions,
-    ) -> RepositoryChoice {
-        RepositoryChoice {
-            path: self.absolute(&name.path),
+    ) -> Result<RepositoryChoice, ApiError> {
+        let wal_archives = options.wal_archive.iter().map(|path| self.absolute(path));
+        Ok(RepositoryChoice {
+            path: self.absolute(&name.path)?,
             kind: name.kind.clone(),
             stanza: options.stanza.clone(),
-            wal_archives: options.wal_archive.iter().map(|path| self.absolute(path)).collect(),
-            backup_label: options.backup_label.as_deref().map(|path| self.absolute(path)),
+            wal_archives: wal_archives.collect::<Result<_, _>>()?,
+            backup_label: self.absolute_if_any(&options.backup_label)?,
             atomic_snapshot: options.atomic_snapshot,
-        }
+        })
+    }
+
+    fn absolute_if_any(&self, path: &Option<PathBuf>) -> Result<Option<PathBuf>, ApiError> {
+        path.as_deref().map(|path| self.absolute(path)).transpose()
     }
 
     /// Returns the export that `options` ask for.
     ///
     /// # Errors
-    /// When an argument after `--` is not for pg_dump, or not for a user.
+    /// When an argument after `--` is not for pg_dump, or not for a user; as [`Surroundings::repository`].
     pub fn export(&self, options: &ExportOptions) -> Result<ExportRequest, ApiError> {
         let ExportOptions { dump, work, .. } = options;
-        let absolute = |path: &Option<PathBuf>| path.as_deref().map(|path| self.absolute(path));
+        let absolute = |path: &Option<PathBuf>| self.absolute_if_any(path);
         Ok(ExportRequest {
-            repository: self.repository(&options.repository, &options.reading),
+            repository: self.repository(&options.repository, &options.reading)?,
             backup: options.backup.clone(),
             databases: without_repetitions(&options.databases),
             all: options.all,
             exclude_databases: options.exclude_databases.clone(),
-            target: resolved(&self.absolute(&options.target)),
+            target: resolved(&self.absolute(&options.target)?),
             replace: options.replace,
             recovery: if options.target_latest {
                 RecoveryChoice::Latest
@@ -87,10 +101,10 @@ impl Surroundings {
             pg_dump_arguments: pg_dump_arguments(dump)?,
             globals: !dump.no_globals,
             role_passwords: !dump.no_role_passwords,
-            dump_dir: absolute(&work.dump_dir),
-            work_dir: absolute(&work.work_dir),
+            dump_dir: absolute(&work.dump_dir)?,
+            work_dir: absolute(&work.work_dir)?,
             cache_size: work.cache_size,
-            pg_bin: absolute(&work.pg_bin),
+            pg_bin: absolute(&work.pg_bin)?,
             os_user: work.os_user.clone(),
             superuser: work.superuser.clone(),
             preload: work.preload.clone(),
@@ -155,7 +169,7 @@ mod tests {
         let Command::Export(arguments) = Arguments::try_parse_from(words).unwrap().command else {
             unreachable!()
         };
-        Surroundings { directory: "/no/such/place".into(), processors: 16 }
+        Surroundings { directory: Ok("/no/such/place".into()), processors: 16 }
             .export(&arguments.export)
     }
 
@@ -303,6 +317,18 @@ mod tests {
             verify_source: true,
         };
         assert_eq!(got, want);
+    }
+
+    #[test]
+    fn only_relative_paths_need_the_current_directory() {
+        let gone = Surroundings { directory: Err("it is gone".into()), processors: 1 };
+        let name = |path: &str| RepositoryName { kind: None, path: path.into() };
+        let mut options = RepositoryOptions::default();
+        options.wal_archive.push("/wal".into());
+        assert_eq!(gone.repository(&name("/r/"), &options).unwrap().path, Path::new("/r"));
+        options.wal_archive.push("wal".into());
+        let error = gone.repository(&name("/r"), &options).unwrap_err();
+        assert!(error.message.contains("`wal`") && error.message.contains("it is gone"));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The only place that writes to standard output and standard error, and asks.
 //!
 //! Data goes to standard output, everything else to standard error. A reader that went away, or a terminal that is lost, is never an error:
-//! the session goes on without us.
+//! the session goes on without us. Data that cannot be written for another reason is one.
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
@@ -16,17 +16,48 @@ pub const FAILED: u8 = 1;
 pub const USAGE: u8 = 2;
 /// Exit code after Ctrl-C.
 pub const INTERRUPTED: u8 = 130;
+/// Exit code after SIGTERM.
+pub const TERMINATED: u8 = 143;
 
 /// Prints data on standard output; `text` ends with a newline.
-pub fn print(text: &str) {
+///
+/// # Errors
+/// It cannot be written, on a full disk for example. A reader that went away is none: nobody wants to know.
+pub fn print(text: &str) -> Result<(), ApiError> {
     let mut output = io::stdout().lock();
-    let _ = output.write_all(text.as_bytes()).and_then(|()| output.flush()); // a closed pipe: nobody wants to know
+    written(output.write_all(text.as_bytes()).and_then(|()| output.flush()))
 }
 
 /// Prints `value` as JSON on standard output.
-pub fn print_json(value: &impl Serialize) {
+///
+/// # Errors
+/// As [`print()`].
+pub fn print_json(value: &impl Serialize) -> Result<(), ApiError> {
     let json = serde_json::to_string_pretty(value).expect("what is printed is plain data");
-    print(&format!("{json}\n"));
+    print(&format!("{json}\n"))
+}
+
+/// Says the help or the version that was asked for, or what is wrong with the command line; returns the exit code.
+pub fn print_usage(message: &clap::Error) -> ExitCode {
+    let printed = message.print().and_then(|()| io::stdout().flush());
+    match written(printed) {
+        Ok(()) => ExitCode::from(u8::try_from(message.exit_code()).unwrap_or(USAGE)),
+        Err(error) => {
+            tell_error(&error);
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+fn written(result: io::Result<()>) -> Result<(), ApiError> {
+    match result {
+        Err(err) if err.kind() != io::ErrorKind::BrokenPipe => Err(ApiError {
+            message: format!("write to standard output: {err}"),
+            hint: None,
+            usage: false,
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Says one line on standard error.
@@ -38,11 +69,16 @@ pub fn tell(line: &str) {
 pub fn tell_error(error: &ApiError) {
     let label = if colours() { "\x1b[1;31merror:\x1b[0m" } else { "error:" };
     for line in error.message.lines() {
-        tell(&format!("pgthaw: {label} {line}"));
+        tell(&format!("pgthaw: {label} {}", unlabelled(line)));
     }
     for line in error.hint.iter().flat_map(|hint| hint.lines()) {
         tell(&format!("hint: {line}"));
     }
+}
+
+/// A line of an error without the label that the words of another of our processes have already.
+fn unlabelled(line: &str) -> &str {
+    line.strip_prefix("pgthaw: error: ").unwrap_or(line)
 }
 
 /// The exit code that belongs to `error`.
@@ -72,4 +108,23 @@ fn colours() -> bool {
     // https://no-color.org: any value but an empty one.
     let forbidden = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     !forbidden && shows_progress()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_reader_that_went_away_is_no_error() {
+        written(Ok(())).unwrap();
+        written(Err(io::ErrorKind::BrokenPipe.into())).unwrap();
+        let error = written(Err(io::ErrorKind::StorageFull.into())).unwrap_err();
+        assert!(error.message.starts_with("write to standard output: ") && !error.usage);
+    }
+
+    #[test]
+    fn an_error_has_its_label_once() {
+        assert_eq!(unlabelled("pgthaw: error: server: no room"), "server: no room");
+        assert_eq!(unlabelled("no room"), "no room");
+    }
 }

@@ -6,24 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-/// Returns `bytes` with PostgreSQL's units, powers of 1024: `77.1 MB`.
-pub fn size(bytes: u64) -> String {
-    if bytes == 1 {
-        return "1 byte".into();
-    }
-    if bytes < 1024 {
-        return format!("{bytes} bytes");
-    }
-    // Precise enough for one digit after the point.
-    let mut value = bytes as f64 / 1024.0;
-    for unit in ["kB", "MB", "GB", "TB"] {
-        if value < 1023.95 {
-            return format!("{value:.1} {unit}");
-        }
-        value /= 1024.0;
-    }
-    format!("{value:.1} PB")
-}
+pub use crate::sizes::human_size as size;
 
 /// Returns a time in `zone` with its offset, as PostgreSQL writes it: `2026-11-22 01:10:44+01`.
 pub fn time(at: Timestamp, zone: &TimeZone) -> String {
@@ -76,23 +59,6 @@ pub fn shell_word(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_have_one_digit_after_the_point() {
-        let cases = [
-            (0, "0 bytes"),
-            (1, "1 byte"),
-            (1023, "1023 bytes"),
-            (1024, "1.0 kB"),
-            (80_740_352, "77.0 MB"),
-            ((1 << 20) - 1, "1.0 MB"),
-            (1 << 30, "1.0 GB"),
-            (u64::MAX, "16384.0 PB"),
-        ];
-        for (bytes, want) in cases {
-            assert_eq!(size(bytes), want, "{bytes}");
-        }
-    }
 
     #[test]
     fn times_are_local_with_their_offset() {

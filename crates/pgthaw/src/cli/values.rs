@@ -8,6 +8,9 @@ use std::path::PathBuf;
 /// The formats of repositories that are read, as `KIND:PATH` names them.
 pub const KINDS: [&str; 2] = ["pgbackrest", "basebackup"];
 
+/// The smallest cache, in bytes.
+const CACHE_MIN: u64 = 1 << 20;
+
 /// `REPO` as it was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RepositoryName {
@@ -80,6 +83,14 @@ pub fn size(text: &str) -> Result<u64, String> {
         Some(0) => Err("a size of 0 is too small".into()),
         Some(bytes) => Ok(bytes),
         None => Err(format!("`{text}` is larger than 64 bits can hold")),
+    }
+}
+
+/// Reads the size of a cache: one that cannot hold a few pages of several files at a time cannot work.
+pub fn cache_size(text: &str) -> Result<u64, String> {
+    match size(text)? {
+        bytes @ CACHE_MIN.. => Ok(bytes),
+        _ => Err(format!("`{text}` is too small: at least 1MB is needed")),
     }
 }
 
@@ -178,6 +189,13 @@ mod tests {
         for (text, want) in cases {
             assert_eq!(size(text).ok(), want, "{text}");
         }
+    }
+
+    #[test]
+    fn a_cache_holds_something() {
+        assert_eq!(cache_size("1MB"), Ok(1 << 20));
+        assert!(cache_size("1023kB").unwrap_err().contains("at least 1MB"));
+        assert!(cache_size("1").is_err() && cache_size("parrots").is_err());
     }
 
     #[test]

@@ -24,13 +24,13 @@ fn what_is_no_repository_is_named() {
     fs::write(&file, "no directory").unwrap();
     let missing = pgthaw.scratch.join("missing");
     let cases = [
-        (&missing, 2, &["No such file", "hint: name the directory"][..]),
-        (&empty, 1, &["is empty", "hint: "]),
-        (&other, 1, &["is no repository that pgthaw knows", "hint: name a pgBackRest repository"]),
-        (&bare, 1, &["backup.info", "missing", "hint: "]),
-        (&file, 1, &["irectory"]),
+        (&missing, &["No such file", "hint: name the directory"][..]),
+        (&empty, &["is empty", "hint: "]),
+        (&other, &["is no repository that pgthaw knows", "hint: name a pgBackRest repository"]),
+        (&bare, &["backup.info", "missing", "hint: "]),
+        (&file, &["irectory"]),
     ];
-    for (path, code, words) in cases {
+    for (path, words) in cases {
         let name = path.display().to_string();
         let words: Vec<&str> = words.iter().copied().chain([name.as_str()]).collect();
         let target = pgthaw.target("export").display().to_string();
@@ -40,7 +40,7 @@ fn what_is_no_repository_is_named() {
             &["check", &name, "-d", "crm", "--to", &target],
             &["export", &name, "-d", "crm", "--to", &target],
         ] {
-            pgthaw.refused(&name, pgthaw.command(arguments), code, &words);
+            pgthaw.refused(&name, pgthaw.command(arguments), 2, &words);
         }
         assert!(!pgthaw.target("export").exists());
     }
@@ -90,6 +90,7 @@ fn options_that_do_not_fit_are_refused_before_anything_is_made() {
         ("compression of none", &["-Z", "bzip2"], &["bzip2"]),
         ("jobs", &["-j", "0"], &["-j"]),
         ("size", &["--cache-size", "many"], &["many"]),
+        ("no size", &["--cache-size", "1"], &["--cache-size", "at least 1MB"]),
         ("wal archive", &["--wal-archive", "/tmp"], &["--wal-archive", "pgbackrest"]),
         ("snapshot", &["--atomic-snapshot"], &["--atomic-snapshot", "pgbackrest"]),
         ("label", &["--backup-label", "/etc/passwd"], &["--backup-label", "pgbackrest"]),
@@ -116,6 +117,39 @@ fn options_that_do_not_fit_are_refused_before_anything_is_made() {
     ] {
         lab.pgthaw.refused(&format!("{arguments:?}"), lab.pgthaw.command(arguments), 2, &[]);
     }
+}
+
+#[test]
+fn output_that_cannot_be_written_is_an_error() {
+    let lab = Lab::lz4();
+    let repository = lab.repository.display().to_string();
+    let target = lab.pgthaw.target("export").display().to_string();
+    for arguments in [
+        &["backups", &repository][..],
+        &["backups", &repository, "--output", "json"],
+        &["databases", &repository],
+        &["check", &repository, "-d", "empty", "--to", &target],
+        &["export", &repository, "-d", "empty", "--to", &target],
+        &["sessions"],
+        &["completions", "bash"],
+        &["man"],
+        &["--help"],
+        &["--version"],
+    ] {
+        let mut command = lab.pgthaw.command(arguments);
+        command.stdout(fs::OpenOptions::new().write(true).open("/dev/full").unwrap());
+        let words = ["standard output", "No space left"];
+        lab.pgthaw.refused(&format!("{arguments:?}"), command, 1, &words);
+    }
+    let target = std::path::Path::new(&target);
+    assert!(target.join("export.json").exists(), "the export itself is whole");
+
+    // A reader that went away is none.
+    let mut command = lab.pgthaw.command(&["sessions"]);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    command.stdout(writer);
+    lab.pgthaw.refused("a closed pipe", command, 0, &[]);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::history::{self, History};
 use super::objects::{Expected, Objects};
 use super::wal::{self, Gap, Reach, Segment, SegmentSize, WalFile};
-use crate::error::SourceError;
+use crate::error::{Places, SourceError};
 use crate::map::{ClusterPath, Codec, Content, MapFile};
 use crate::repository::{WalPresented, WalWanted};
 
@@ -22,8 +22,8 @@ pub(crate) struct Needed<'a> {
     pub stop: Option<u64>,
     /// How far it shall go.
     pub wanted: WalWanted,
-    /// Where segments were looked for, for people.
-    pub places: &'a str,
+    /// Where segments were looked for.
+    pub places: &'a Places,
 }
 
 impl Needed<'_> {
@@ -46,7 +46,7 @@ pub(crate) fn choose<T>(
     needed: &Needed<'_>,
 ) -> Result<Vec<Segment>, SourceError> {
     let name = |segment| needed.size.name(segment);
-    let places = needed.places.to_owned();
+    let places = needed.places.clone();
     wal::choose(there, needed.history, needed.size, needed.start, needed.reach()).map_err(|gap| {
         match gap {
             Gap::Missing(segment) => SourceError::MissingWal { segment: name(segment), places },
@@ -130,7 +130,7 @@ pub(crate) fn history_files(
 /// It is missing or malformed.
 pub(crate) fn read_history(
     timeline: u32,
-    places: &str,
+    places: &Places,
     mut read: impl FnMut(u32) -> Result<Option<Vec<u8>>, SourceError>,
 ) -> Result<History, SourceError> {
     if timeline == 1 {
@@ -138,7 +138,7 @@ pub(crate) fn read_history(
     }
     let name = history::file_name(timeline);
     let Some(bytes) = read(timeline)? else {
-        return Err(SourceError::MissingHistory { name, places: places.to_owned() });
+        return Err(SourceError::MissingHistory { name, places: places.clone() });
     };
     History::parse(timeline, &bytes)
         .map_err(|problem| SourceError::Damaged { path: name.into(), problem })

@@ -34,6 +34,19 @@ impl SegmentSize {
         self.0
     }
 
+    /// Returns the largest size that fits what is known where nobody says it: of each of `known` that the byte at an LSN lies
+    /// in the segment of a name, and the `highest` last eight digits of any segment's name. A whole directory of segments
+    /// tells the size exactly, and so does any LSN but those in the first of the segments that share their eight digits before.
+    pub(crate) fn fitting(known: &[(u64, &str)], highest: u32) -> Option<Self> {
+        let fits = |size: &Self| {
+            u64::from(highest) < (1 << 32) / size.0
+                && known.iter().all(|(lsn, name)| {
+                    size.parse(name).is_some_and(|found| found.number == size.number_at(*lsn))
+                })
+        };
+        (20..=30).rev().map(|shift| Self(1 << shift)).find(fits)
+    }
+
     /// Number of the segment that holds the byte at `lsn`.
     pub(crate) fn number_at(self, lsn: u64) -> u64 {
         lsn / self.0
@@ -66,6 +79,13 @@ impl SegmentSize {
             segment.number % per_log
         )
     }
+}
+
+/// Returns how many of `numbers`, which are sorted and differ, follow each other without a gap from index `at` on.
+pub(crate) fn run_length(numbers: &[u64], at: usize) -> usize {
+    let rest = numbers.get(at..).unwrap_or_default();
+    let first = rest.first().copied().unwrap_or_default();
+    rest.iter().zip(first..).take_while(|(number, want)| *number == want).count()
 }
 
 /// A stored WAL segment or history file that could be presented.
@@ -167,6 +187,32 @@ mod tests {
 
     fn segment(number: u64, timeline: u32) -> Segment {
         Segment { number, timeline }
+    }
+
+    #[test]
+    fn a_size_is_found_by_what_must_fit() {
+        let name = |last: u32| format!("0000000100000000{last:08X}");
+        let cases = [
+            ("an LSN tells it", &[(0x62D_EF78, 6)][..], 6, Some(16 << 20)),
+            ("one of the first segment does not", &[(0x28, 0)], 0x3F, Some(64 << 20)),
+            ("a whole directory does", &[], 0xFF, Some(16 << 20)),
+            ("the largest will do for a few", &[], 3, Some(1 << 30)),
+            ("what cannot be", &[(0x62D_EF78, 7)], 7, None),
+            ("a name beyond all sizes", &[], 4096, None),
+        ];
+        for (title, known, highest, want) in cases {
+            let names: Vec<_> = known.iter().map(|(lsn, last)| (*lsn, name(*last))).collect();
+            let known: Vec<_> = names.iter().map(|(lsn, name)| (*lsn, name.as_str())).collect();
+            let got = SegmentSize::fitting(&known, highest).map(SegmentSize::bytes);
+            assert_eq!(got, want, "{title}");
+        }
+    }
+
+    #[test]
+    fn runs_end_at_gaps() {
+        let numbers = [3, 4, 5, 7, 8];
+        let lengths = [0, 1, 2, 3, 4, 5].map(|at| run_length(&numbers, at));
+        assert_eq!(lengths, [3, 2, 1, 2, 1, 0]);
     }
 
     #[test]

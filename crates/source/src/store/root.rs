@@ -115,21 +115,9 @@ impl Root {
     /// As the kernel says, with the path.
     pub fn list(&self, relative: impl AsRef<Path>) -> io::Result<Vec<Entry>> {
         let relative = relative.as_ref();
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = match self.open_beneath(relative, flags | OFlags::NOATIME) {
-            Err(err) if err.kind() == io::ErrorKind::PermissionDenied => {
-                self.open_beneath(relative, flags)?
-            }
-            other => other?,
-        };
-        let failed = |err: Errno| self.named(relative, err.into());
-        let mut entries = Vec::new();
-        for found in Dir::read_from(&directory).map_err(failed)? {
-            let found = found.map_err(failed)?;
-            let name = OsString::from_vec(found.file_name().to_bytes().to_vec());
-            if name == "." || name == ".." {
-                continue;
-            }
+        let (directory, names) = self.read_directory(relative)?;
+        let mut entries = Vec::with_capacity(names.len());
+        for name in names {
             match rustix::fs::statat(&directory, &name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) => entries.push(Entry::new(name, &stat)),
                 Err(Errno::NOENT) => {}
@@ -138,6 +126,36 @@ impl Root {
         }
         entries.sort_by(|left, right| left.name.cmp(&right.name));
         Ok(entries)
+    }
+
+    /// Returns the names of all entries of a directory, sorted: the cheap part of [`Root::list`].
+    ///
+    /// # Errors
+    /// As the kernel says, with the path.
+    pub fn names(&self, relative: impl AsRef<Path>) -> io::Result<Vec<OsString>> {
+        let (_, mut names) = self.read_directory(relative.as_ref())?;
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn read_directory(&self, relative: &Path) -> io::Result<(OwnedFd, Vec<OsString>)> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = match self.open_beneath(relative, flags | OFlags::NOATIME) {
+            Err(err) if err.kind() == io::ErrorKind::PermissionDenied => {
+                self.open_beneath(relative, flags)?
+            }
+            other => other?,
+        };
+        let failed = |err: Errno| self.named(relative, err.into());
+        let mut names = Vec::new();
+        for found in Dir::read_from(&directory).map_err(failed)? {
+            let found = found.map_err(failed)?;
+            let name = OsString::from_vec(found.file_name().to_bytes().to_vec());
+            if name != "." && name != ".." {
+                names.push(name);
+            }
+        }
+        Ok((directory, names))
     }
 
     /// Returns what lies at a path; a symlink in its last part is not followed.

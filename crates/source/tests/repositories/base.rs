@@ -197,6 +197,11 @@ pub fn without_label(cluster: &mut Cluster) {
     let same =
         Repository::open(&location).unwrap().open_backup(None, WalWanted::EndOfBackup).unwrap();
     assert!(same.label.is_some());
+    let snapshot =
+        Location { path: streamed.clone(), atomic_snapshot: true, ..Location::default() };
+    let err =
+        Repository::open(&snapshot).unwrap().open_backup(None, WalWanted::Latest).unwrap_err();
+    assert!(err.is_usage() && err.to_string().contains("--atomic-snapshot"), "{err}");
     fs::write(&given, [&own[..], b"\n"].concat()).unwrap();
     let err =
         Repository::open(&location).unwrap().open_backup(None, WalWanted::EndOfBackup).unwrap_err();
@@ -204,10 +209,31 @@ pub fn without_label(cluster: &mut Cluster) {
     let copied = cluster.path("copied");
     copy(&streamed, &copied);
     fs::remove_file(copied.join("backup_label")).unwrap();
+
+    // The manifest knows its own label.
+    let err = open(&copied).open_backup(None, WalWanted::EndOfBackup).unwrap_err();
+    assert!(err.hint().unwrap().contains("--backup-label"), "{err}");
+    let mut location =
+        Location { path: copied.clone(), backup_label: Some(given.clone()), ..Location::default() };
+    let longer = [&own[..], b"\n"].concat();
+    let other = String::from_utf8(own.clone()).unwrap().replace("base backup", "best backup");
+    for (bytes, what) in [(&longer[..], "its size"), (other.as_bytes(), "its checksum")] {
+        fs::write(&given, bytes).unwrap();
+        let opened = Repository::open(&location).unwrap();
+        let err = opened.open_backup(None, WalWanted::EndOfBackup).unwrap_err();
+        let text = err.to_string();
+        assert!(err.is_usage() && text.contains(what) && text.contains("label`"), "{err}");
+    }
+    fs::write(&given, &own).unwrap();
+    let backup =
+        Repository::open(&location).unwrap().open_backup(None, WalWanted::EndOfBackup).unwrap();
+    assert!(backup.label.is_some());
+    assert_eq!(latest(&backup, "data/backup_label").size, own.len() as u64);
+    fs::write(&given, longer).unwrap();
+
     fs::remove_file(copied.join("backup_manifest")).unwrap();
     assert_eq!(open(&copied).open_backup(None, WalWanted::EndOfBackup).unwrap().label, None);
-    let location =
-        Location { path: copied.clone(), backup_label: Some(given), ..Location::default() };
+    location.backup_label = Some(given);
     let backup =
         Repository::open(&location).unwrap().open_backup(None, WalWanted::EndOfBackup).unwrap();
     assert!(

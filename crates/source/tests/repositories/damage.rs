@@ -125,7 +125,10 @@ pub fn pgbackrest(cluster: &Cluster) {
     let backup = repository.open_backup(None, WalWanted::Latest).unwrap();
     let needed = backup.wal.stop_segment.clone().unwrap();
     let (directory, file) = wal(&needed);
-    broken.again().remove(&format!("{directory}/{file}")).told(&[&needed, "missing", "15-1"]);
+    let lacking = broken.again();
+    lacking.remove(&format!("{directory}/{file}")).told(&[&needed, "missing", "15-1"]);
+    let listed = open(&lacking.path).backups().unwrap().pop().unwrap();
+    assert!(listed.unusable.unwrap().contains(&needed) && listed.archived_until.is_none());
     let twice = broken.again();
     let other = file.replacen('-', "-00", 1);
     let other = format!("{}{}", &other[..65], file.get(65..).unwrap_or_default());
@@ -145,6 +148,8 @@ pub fn pgbackrest(cluster: &Cluster) {
     holed.remove(&format!("{directory}/{file}"));
     let err = holed.error(WalWanted::Latest);
     assert!(matches!(&err, SourceError::WalHole { segment, .. } if segment == hole), "{err}");
+    let reach = open(&holed.path).backups().unwrap().pop().unwrap().archived_until.unwrap();
+    assert!(reach.segment < *hole && reach.gap.as_ref() == Some(hole), "{reach:?}");
     open(&holed.path).open_backup(None, WalWanted::EndOfBackup).unwrap();
     let torn = broken.again();
     torn.edit(&format!("{directory}/{file}"), flip);

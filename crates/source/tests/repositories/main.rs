@@ -196,7 +196,7 @@ fn what_is_no_repository_is_told() {
     let told = |path: &std::path::Path| {
         let location = Location { path: path.into(), ..Location::default() };
         let err = Repository::open(&location).unwrap_err();
-        assert!(err.hint().is_some() && !err.is_usage());
+        assert!(err.hint().is_some() && err.is_usage(), "{err}: the argument is wrong");
         err.to_string()
     };
     assert!(told(&dir.path().join("nothing")).contains("does not exist"));

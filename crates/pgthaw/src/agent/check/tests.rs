@@ -15,7 +15,7 @@ use super::*;
 use crate::agent::space::{Medium, Room};
 use crate::wire::{BackupDatabase, BackupFacts, StartFacts};
 
-const GB: u64 = 1_000_000_000;
+const GB: u64 = 1 << 30;
 
 fn database(name: &str, bytes: u64) -> BackupDatabase {
     BackupDatabase {
@@ -250,8 +250,8 @@ fn says_what_is_well() {
         "work directory `/var/tmp`",
         "dump directory `/var/tmp`",
         "target `/srv/monday` will be made",
-        "100 GB free in `/var/tmp`; up to 7.0 GB may be needed (write layer 5.0 GB, dump 2.0 GB)",
-        "100 GB free in `/srv/monday`; up to 2.0 GB may be needed (delivery 2.0 GB)",
+        "100.0 GB free in `/var/tmp`; up to 7.0 GB may be needed (write layer 5.0 GB, dump 2.0 GB)",
+        "100.0 GB free in `/srv/monday`; up to 2.0 GB may be needed (delivery 2.0 GB)",
     ];
     assert_eq!(report.passed, want);
 }
@@ -622,7 +622,7 @@ fn judges_room() {
         (
             "not for both",
             |e, _| room(e, |room| room.bytes = 7 * GB - 1),
-            Warning("6.9 GB free in `/var/tmp`; up to 7.0 GB"),
+            Warning("7.0 GB free in `/var/tmp`; up to 7.0 GB"),
         ),
         (
             "all three together",
@@ -650,9 +650,9 @@ fn judges_room() {
         (
             "inodes not counted",
             |e, _| room(e, |room| room.inodes = None),
-            Passed("100 GB free in `/var/tmp`"),
+            Passed("100.0 GB free in `/var/tmp`"),
         ),
-        ("absurd sizes", |_, t| t.facts.wal_bytes = u64::MAX, Warning("up to 18.4 EB")),
+        ("absurd sizes", |_, t| t.facts.wal_bytes = u64::MAX, Warning("up to 16.0 EB")),
         (
             "target full",
             |e, _| e.target.room.as_mut().unwrap().bytes = 0,

@@ -1,7 +1,8 @@
 //! One base backup's own words about itself: version, `pg_control`, label and manifest.
 
+use std::collections::BTreeSet;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::manifest::{self, BaseManifest, Problem};
 use super::segments::Segments;
@@ -10,9 +11,9 @@ use crate::error::SourceError;
 use crate::formats::control::{self, Control};
 use crate::formats::label;
 use crate::formats::objects::{Objects, is_absent};
-use crate::formats::wal::SegmentSize;
+use crate::formats::wal::{self, Segment, SegmentSize};
 use crate::location::Location;
-use crate::repository::{BackupInfo, BackupLabel};
+use crate::repository::{BackupInfo, BackupLabel, WalReach};
 use crate::store::{Kind, Root};
 
 /// A base backup's directory with what was read of it.
@@ -37,8 +38,8 @@ pub(crate) struct Directory {
 pub(crate) struct Label {
     /// What it says.
     pub label: BackupLabel,
-    /// Its bytes, if they come from `--backup-label`.
-    pub given: Option<Vec<u8>>,
+    /// The file that `--backup-label` named, with its bytes.
+    pub given: Option<(PathBuf, Vec<u8>)>,
     /// Last modification of its file.
     pub modified: i64,
 }
@@ -115,9 +116,7 @@ impl Directory {
             label.label.start_time.as_deref().and_then(utc_time).unwrap_or(label.modified)
         });
         info.start_lsn = label.map(|label| label.label.start_lsn);
-        let mut objects = Objects::default();
-        let archives = Segments::archives(&location.wal_archives, &mut objects)?;
-        let mut reach = archives.reach(self.timeline());
+        let archives = Segments::archives(&location.wal_archives, &mut Objects::default())?;
         match &self.manifest {
             Some((manifest, modified)) => {
                 info.stopped_at = Some(*modified);
@@ -139,18 +138,35 @@ impl Directory {
             }
             Ok(_) | Err(_) => None,
         };
-        if let Some(own) = wal.and_then(|wal| wal.reach(self.timeline()))
-            && reach.as_ref().is_none_or(|reach| reach.segment < own.segment)
-        {
-            reach = Some(own);
-        }
-        info.archived_until = reach;
+        info.archived_until = self.reach(info, &[archives, wal.unwrap_or_default()]);
         if self.manifest.is_none() {
             let root = Root::open(self.root.path())?;
-            let tree = tree::walk(root, &self.version_directory(), &mut objects)?;
+            let (tree, _) = tree::walk(root, &self.version_directory())?;
             info.size = tree.files.iter().fold(0, |sum: u64, file| sum.saturating_add(file.size));
         }
         Ok(())
+    }
+}
+
+impl Directory {
+    /// Tells how far the WAL goes that follows the backup without a gap.
+    fn reach(&self, info: &BackupInfo, places: &[Segments]) -> Option<WalReach> {
+        let (timeline, size) = (self.timeline(), self.wal_segment_size);
+        let stop = info.stop_lsn.map(|lsn| size.number_before(lsn));
+        let start = size.number_at(info.start_lsn.unwrap_or(self.control.redo_lsn));
+        let segments = places.iter().flat_map(|place| place.of_size(size));
+        let numbers: BTreeSet<u64> = segments
+            .filter(|segment| segment.timeline == timeline)
+            .map(|segment| segment.number)
+            .collect();
+        let numbers: Vec<u64> = numbers.into_iter().collect();
+        let at = numbers.binary_search(&stop.unwrap_or(start)).ok()?;
+        let last = at + wal::run_length(&numbers, at) - 1;
+        let name = |number| size.name(Segment { number, timeline });
+        let segment = name(numbers[last]);
+        let gap = (last + 1 < numbers.len()).then(|| name(numbers[last] + 1));
+        let modified = places.iter().find_map(|place| place.modified(&segment))?;
+        Some(WalReach { segment, modified, gap })
     }
 }
 
@@ -164,7 +180,7 @@ fn read_label(root: &Root, given: Option<&Path>) -> Result<Option<Label>, Source
                 return Err(SourceError::LabelGivenTwice { path: root.path().to_path_buf() });
             }
             let modified = root.metadata("global/pg_control")?.modified;
-            (path.to_path_buf(), bytes.clone(), modified, Some(bytes))
+            (path.to_path_buf(), bytes.clone(), modified, Some((path.to_path_buf(), bytes)))
         }
         (Some((bytes, modified)), None) => {
             (root.path().join("backup_label"), bytes, modified, None)
@@ -217,6 +233,40 @@ fn utc_time(text: &str) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A base backup without a manifest: its tablespace lies elsewhere, and WAL in an archive.
+    fn sample(at: &Path) -> Location {
+        let (data, space, archive) = (at.join("data"), at.join("space"), at.join("archive"));
+        for directory in [
+            data.join("global"),
+            data.join("pg_wal"),
+            data.join("pg_tblspc"),
+            space.join("PG_15_202209061"),
+            archive.clone(),
+        ] {
+            std::fs::create_dir_all(directory).unwrap();
+        }
+        std::fs::write(data.join("PG_VERSION"), "15\n").unwrap();
+        std::fs::write(data.join("global/pg_control"), control::tests::sample(true)).unwrap();
+        std::fs::write(space.join("PG_15_202209061/file"), [0; 1000]).unwrap();
+        std::os::unix::fs::symlink(&space, data.join("pg_tblspc/16389")).unwrap();
+        for number in [2, 3, 5] {
+            std::fs::write(archive.join(format!("00000001000000000000000{number}")), "").unwrap();
+        }
+        Location { path: data, wal_archives: vec![archive], ..Location::default() }
+    }
+
+    #[test]
+    fn a_listed_backup_has_its_tablespaces_whatever_archives_there_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let location = sample(dir.path());
+        let repository = crate::Repository::open(&location).unwrap();
+        let info = repository.backups().unwrap().remove(0);
+        assert_eq!((info.unusable, info.size), (None, 3 + 8192 + 1000));
+        let reach = info.archived_until.unwrap();
+        assert_eq!(reach.segment, "000000010000000000000003", "recovery gets no further");
+        assert_eq!(reach.gap.as_deref(), Some("000000010000000000000004"));
+    }
 
     #[test]
     fn times() {

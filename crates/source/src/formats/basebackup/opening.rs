@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::directory::Directory;
-use super::manifest::BaseManifest;
+use super::manifest::{BaseManifest, Listed};
 use super::segments::Segments;
 use super::tree::{self, Found, Tree};
-use crate::error::SourceError;
+use crate::digest::Hasher;
+use crate::error::{Places, SourceError};
 use crate::formats::history::{self, History};
 use crate::formats::label;
 use crate::formats::objects::{Expected, Objects, build_map, is_absent};
@@ -15,11 +16,13 @@ use crate::formats::presented::{self, EMPTY_DIRECTORIES};
 use crate::formats::recovery::{self, Needed, cluster_path};
 use crate::formats::relation::{check_sizes, relation_file};
 use crate::formats::wal::{Segment, SegmentSize};
-use crate::location::Location;
+use crate::location::{Kind, Location};
 use crate::map::{Codec, Content, MapFile};
 use crate::repository::{Backup, BackupInfo, Tablespace, WalPresented, WalWanted};
 use crate::store::Root;
 
+/// The label's path in a mounted cluster.
+const LABEL: &str = "data/backup_label";
 /// Files that an error names before it says "and more".
 const NAMED: usize = 5;
 
@@ -33,9 +36,11 @@ pub(crate) fn open(
     info: BackupInfo,
     wanted: WalWanted,
 ) -> Result<Backup, SourceError> {
-    let mut objects = Objects::default();
     let path = directory.root.path().to_path_buf();
-    let mut tree = tree::walk(Root::open(&path)?, &directory.version_directory(), &mut objects)?;
+    if location.atomic_snapshot && directory.label.is_some() {
+        return Err(SourceError::SnapshotWithLabel { path });
+    }
+    let (mut tree, mut objects) = tree::walk(Root::open(&path)?, &directory.version_directory())?;
     compare(&directory, &tree, location.atomic_snapshot)?;
     let mut files = map_files(&directory, &tree, &mut objects)?;
 
@@ -47,13 +52,9 @@ pub(crate) fn open(
     let (wal_files, presented) = wal.files(&mut objects)?;
     files.extend(wal_files);
     if let Some(label) = &directory.label {
-        if let Some(bytes) = &label.given {
-            files.retain(|file| file.path.as_str() != "data/backup_label");
-            files.push(recovery::inline(
-                cluster_path("data/backup_label")?,
-                bytes.clone(),
-                label.modified,
-            ));
+        if let Some((_, bytes)) = &label.given {
+            files.retain(|file| file.path.as_str() != LABEL);
+            files.push(recovery::inline(cluster_path(LABEL)?, bytes.clone(), label.modified));
         }
         files.push(recovery::recovery_signal()?);
     }
@@ -107,6 +108,10 @@ fn compare(directory: &Directory, tree: &Tree, atomic: bool) -> Result<(), Sourc
         manifest.files.iter().filter(|(file, _)| presented::shows_file(file.as_str()))
     {
         let Some(found) = found.get(file.as_str()) else {
+            if file.as_str() == LABEL {
+                stand_in(directory, listed)?;
+                continue;
+            }
             let inside = file.as_str().strip_prefix("data/").map(str::to_owned);
             let inside =
                 inside.unwrap_or_else(|| file.as_str().replacen("tablespaces", "pg_tblspc", 1));
@@ -137,6 +142,25 @@ fn compare(directory: &Directory, tree: &Tree, atomic: bool) -> Result<(), Sourc
         extra[NAMED] = "and more".into();
     }
     Err(SourceError::NotInManifest { backup: path.to_path_buf(), files: extra })
+}
+
+/// Compares the file that `--backup-label` named with what the manifest says of the label that is not there.
+fn stand_in(directory: &Directory, listed: &Listed) -> Result<(), SourceError> {
+    let Some((given, bytes)) = directory.label.as_ref().and_then(|label| label.given.as_ref())
+    else {
+        return Err(SourceError::LabelMissing { path: directory.root.path().join("backup_label") });
+    };
+    let differs =
+        |what: &str| Err(SourceError::LabelDiffers { path: given.clone(), what: what.to_owned() });
+    if bytes.len() as u64 != listed.size {
+        return differs("size");
+    }
+    let Some(digest) = &listed.digest else { return Ok(()) };
+    let hasher = Hasher::like(digest).map(|mut hasher| {
+        hasher.update(bytes);
+        hasher.finish()
+    });
+    if hasher.as_ref() == Some(digest) { Ok(()) } else { differs("checksum") }
 }
 
 fn stored_path(tree: &Tree, path: &str) -> PathBuf {
@@ -293,7 +317,7 @@ impl<'a> Wal<'a> {
         self.read(&history::file_name(timeline))
     }
 
-    fn places(&self) -> String {
+    fn places(&self) -> Places {
         let places = self.own.places().into_iter().chain(self.archives.places());
         let own = self.tree.wal_link.is_none().then(|| self.directory.root.path().join("pg_wal"));
         let shown = places.map(|place| match &own {
@@ -302,7 +326,8 @@ impl<'a> Wal<'a> {
         });
         let mut shown: Vec<String> = shown.collect();
         shown.dedup();
-        if shown.is_empty() { "the backup".into() } else { shown.join(" and ") }
+        let shown = if shown.is_empty() { "the backup".into() } else { shown.join(" and ") };
+        Places { shown, kind: Kind::BaseBackup }
     }
 
     fn files(&self, objects: &mut Objects) -> Result<(Vec<MapFile>, WalPresented), SourceError> {

@@ -10,7 +10,6 @@ use crate::formats::label::{is_segment_name, is_upper_hex};
 use crate::formats::objects::{Objects, is_absent};
 use crate::formats::wal::{Segment, SegmentSize, WalFile};
 use crate::map::Codec;
-use crate::repository::WalReach;
 use crate::store::{Entry, Kind, Root};
 
 /// Longest history file that is read, in bytes, decoded.
@@ -111,15 +110,9 @@ impl Segments {
         self.files.keys().filter_map(move |name| size.parse(name))
     }
 
-    /// The last segment of a timeline.
-    pub(crate) fn reach(&self, timeline: u32) -> Option<WalReach> {
-        let prefix = format!("{timeline:08X}");
-        let (name, stored) = self
-            .files
-            .iter()
-            .rev()
-            .find(|(name, _)| is_segment_name(name) && name.starts_with(&prefix))?;
-        Some(WalReach { segment: name.clone(), modified: stored.modified })
+    /// Last modification of a segment's file, seconds since 1970-01-01 UTC.
+    pub(crate) fn modified(&self, name: &str) -> Option<i64> {
+        self.files.get(name).map(|stored| stored.modified)
     }
 
     /// The timelines whose histories are there.
@@ -296,8 +289,7 @@ mod tests {
             Some(&b"1\t0/5\tx\n"[..])
         );
         assert!(segments.small("000000010000000000000002.00000028.backup").unwrap().is_some());
-        assert_eq!(segments.reach(1).unwrap().segment, name(10));
-        assert!(segments.reach(2).is_none());
+        assert!(segments.modified(&name(10)).is_some() && segments.modified(&name(99)).is_none());
 
         let root = Root::open(dir.path()).unwrap();
         let flat = Segments::directory(&root, "", 0).unwrap();

@@ -50,13 +50,12 @@ pub(crate) struct Found {
 /// Walks the data directory `root` and all it links to. `version_directory` is the name of a tablespace's directory
 /// for this cluster, `PG_<major>_<catalog version>`; nothing else of a tablespace's location is looked at.
 ///
+/// The objects returned hold nothing but the tree's roots, under the tree's own numbers.
+///
 /// # Errors
 /// A symlink that leads out, a dead tablespace link, an incremental backup's file, a name that is no UTF-8.
-pub(crate) fn walk(
-    root: Root,
-    version_directory: &str,
-    objects: &mut Objects,
-) -> Result<Tree, SourceError> {
+pub(crate) fn walk(root: Root, version_directory: &str) -> Result<(Tree, Objects), SourceError> {
+    let mut objects = Objects::default();
     objects.add_root(&root);
     let mut tree = Tree { roots: vec![root], ..Tree::default() };
     tree.below(0, "", "data")?;
@@ -64,7 +63,7 @@ pub(crate) fn walk(
         let cluster = format!("tablespaces/{oid}");
         let (number, relative) = match &link {
             Some(target) => {
-                let number = tree.link(&format!("pg_tblspc/{oid}"), target, objects)?;
+                let number = tree.link(&format!("pg_tblspc/{oid}"), target, &mut objects)?;
                 (number, version_directory.to_owned())
             }
             None => (0, format!("pg_tblspc/{oid}/{version_directory}")),
@@ -82,14 +81,14 @@ pub(crate) fn walk(
         }
         tree.tablespaces.push((oid, link));
     }
-    tree.find_wal(objects)?;
-    Ok(tree)
+    tree.find_wal(&mut objects)?;
+    Ok((tree, objects))
 }
 
 impl Tree {
-    /// A root by its number.
+    /// A root by its number, one of those that the walk gave.
     pub(crate) fn root(&self, number: u32) -> &Root {
-        self.roots.get(number as usize).unwrap_or(&self.roots[0])
+        &self.roots[number as usize]
     }
 
     /// Walks one directory and all below it.

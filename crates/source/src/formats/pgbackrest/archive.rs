@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 
 use super::manifest::compression_of_extension;
-use crate::error::SourceError;
+use crate::error::{Places, SourceError};
 use crate::formats::hex::unhex;
 use crate::formats::history::{self, History};
 use crate::formats::label::{is_segment_name, is_upper_hex};
 use crate::formats::objects::is_absent;
-use crate::formats::wal::{Segment, SegmentSize, WalFile};
+use crate::formats::wal::{self, Segment, SegmentSize, WalFile};
+use crate::location;
 use crate::map::Digest;
 use crate::repository::WalReach;
 use crate::store::{Kind, Root};
@@ -23,8 +24,58 @@ pub(crate) struct Archive<'a> {
     path: String,
     /// Its directories: 16 hexadecimal digits, a timeline and the upper half of the LSN; sorted.
     directories: Vec<String>,
-    /// The last segment of each timeline that was asked for.
-    reaches: HashMap<String, Option<WalReach>>,
+    /// Those that were asked for, by their eight digits.
+    timelines: HashMap<String, Timeline>,
+}
+
+/// The segments of a timeline.
+#[derive(Debug)]
+struct Timeline {
+    /// The first directory that was listed.
+    from: String,
+    /// Names of files, sorted.
+    files: Vec<String>,
+    /// Their numbers, each once, for a size of segments.
+    numbers: Option<(SegmentSize, Vec<u64>)>,
+}
+
+impl Timeline {
+    /// The highest last eight digits.
+    fn highest(&self) -> u32 {
+        let last = |name: &String| u32::from_str_radix(&name[16..24], 16).ok();
+        self.files.iter().filter_map(last).max().unwrap_or_default()
+    }
+
+    fn numbers(&mut self, size: SegmentSize) -> &[u64] {
+        if self.numbers.as_ref().is_none_or(|(known, _)| *known != size) {
+            let number = |name: &String| Some(size.parse(&name[..24])?.number);
+            let mut numbers: Vec<u64> = self.files.iter().filter_map(number).collect();
+            numbers.dedup();
+            self.numbers = Some((size, numbers));
+        }
+        self.numbers.as_ref().map_or(&[], |(_, numbers)| numbers)
+    }
+
+    /// The file of a segment.
+    fn file(&self, segment: &str) -> Option<&str> {
+        let at = self.files.partition_point(|name| name.as_str() < segment);
+        self.files.get(at).filter(|name| name.starts_with(segment)).map(String::as_str)
+    }
+}
+
+/// What a backup needs of its archive, as `backup.info` tells it.
+#[derive(Debug)]
+pub(crate) struct Needs<'a> {
+    /// Name of the first segment.
+    pub start: &'a str,
+    /// Name of the last segment.
+    pub stop: &'a str,
+    /// Where the backup began.
+    pub start_lsn: Option<u64>,
+    /// Where it ended.
+    pub stop_lsn: Option<u64>,
+    /// It has them itself.
+    pub own: bool,
 }
 
 /// An archived segment's name, split.
@@ -47,38 +98,93 @@ impl<'a> Archive<'a> {
             .filter(|(name, entry)| entry.kind == Kind::Directory && is_directory(name))
             .map(|(name, _)| name)
             .collect();
-        Ok(Self { root, path, directories, reaches: HashMap::new() })
+        Ok(Self { root, path, directories, timelines: HashMap::new() })
     }
 
-    /// Where it lies, for people.
-    pub(crate) fn place(&self) -> String {
-        format!("`{}`", self.root.path().join(&self.path).display())
+    /// Where it lies.
+    pub(crate) fn places(&self) -> Places {
+        let shown = format!("`{}`", self.root.path().join(&self.path).display());
+        Places { shown, kind: location::Kind::PgBackRest }
     }
 
-    /// Returns the last whole segment of `timeline` (8 hexadecimal digits).
+    /// Tells how far the WAL goes that follows a backup; none where that cannot be told. Only names are read.
     ///
     /// # Errors
-    /// What the kernel says.
-    pub(crate) fn reach(&mut self, timeline: &str) -> Result<Option<WalReach>, SourceError> {
-        if let Some(known) = self.reaches.get(timeline) {
-            return Ok(known.clone());
+    /// [`SourceError::MissingWal`] when a segment is missing that the backup itself needs; what the kernel says.
+    pub(crate) fn reach(&mut self, needs: &Needs<'_>) -> Result<Option<WalReach>, SourceError> {
+        if !is_segment_name(needs.start) || !is_segment_name(needs.stop) {
+            return Ok(None);
         }
-        let mut found = None;
-        for directory in
-            self.directories.iter().rev().filter(|directory| directory.starts_with(timeline))
+        let timeline = &needs.stop[..8];
+        // A backup that began on another timeline needs more than is looked at here.
+        let start = if needs.start.starts_with(timeline) { needs.start } else { needs.stop };
+        self.list(timeline, &start[..16])?;
+        let (path, places) = (&self.path, self.places());
+        let Some(names) = self.timelines.get_mut(timeline) else { return Ok(None) };
+        let lsns = needs.start_lsn.zip(Some(needs.start)).into_iter();
+        let last_byte = needs.stop_lsn.map(|lsn| lsn.saturating_sub(1));
+        let known: Vec<_> = lsns.chain(last_byte.zip(Some(needs.stop))).collect();
+        let Some(size) = SegmentSize::fitting(&known, names.highest()) else { return Ok(None) };
+        let number = |name| size.parse(name).map_or(0, |segment| segment.number);
+        let (start, stop) = (number(start), number(needs.stop));
+        let name = |number| {
+            size.name(Segment {
+                number,
+                timeline: u32::from_str_radix(timeline, 16).unwrap_or_default(),
+            })
+        };
+        let numbers = names.numbers(size);
+        let followed = |from: u64| match numbers.binary_search(&from) {
+            Ok(at) => Some(at + wal::run_length(numbers, at) - 1),
+            Err(_) => None,
+        };
+        let last = if needs.own {
+            followed(stop).or_else(|| followed(stop + 1))
+        } else {
+            let last = followed(start);
+            let there = last.map(|last| numbers[last]);
+            if there.is_none_or(|there| there < stop) {
+                let segment = name(there.map_or(start, |there| there + 1));
+                return Err(SourceError::MissingWal { segment, places });
+            }
+            last
+        };
+        let Some(last) = last else { return Ok(None) };
+        let segment = name(numbers[last]);
+        let gap = (last + 1 < numbers.len()).then(|| name(numbers[last] + 1));
+        let Some(file) = names.file(&segment) else { return Ok(None) };
+        match self.root.metadata(format!("{path}/{}/{file}", &segment[..16])) {
+            Ok(entry) => Ok(Some(WalReach { segment, modified: entry.modified, gap })),
+            Err(err) if is_absent(&err) => Ok(None), // it has just expired
+            Err(err) => Err(err.into()),
+        }
+    }
+
+    /// Lists the segments of a timeline from `directory` on, unless that is done.
+    fn list(&mut self, timeline: &str, directory: &str) -> Result<(), SourceError> {
+        if self.timelines.get(timeline).is_some_and(|known| known.from.as_str() <= directory) {
+            return Ok(());
+        }
+        let mut files = Vec::new();
+        for directory in self
+            .directories
+            .iter()
+            .filter(|name| name.starts_with(timeline) && name.as_str() >= directory)
         {
-            found = list(self.root, &format!("{}/{directory}", self.path))?.iter().rev().find_map(
-                |(name, entry)| {
-                    let name = parse_name(name).filter(|_| entry.kind == Kind::File)?;
-                    Some(WalReach { segment: name.segment.to_owned(), modified: entry.modified })
-                },
-            );
-            if found.is_some() {
-                break;
+            match self.root.names(format!("{}/{directory}", self.path)) {
+                Ok(names) => files.extend(
+                    names
+                        .into_iter()
+                        .filter_map(|name| name.into_string().ok())
+                        .filter(|name| name.starts_with(directory) && parse_name(name).is_some()),
+                ),
+                Err(err) if is_absent(&err) => {}
+                Err(err) => return Err(err.into()),
             }
         }
-        self.reaches.insert(timeline.to_owned(), found.clone());
-        Ok(found)
+        let known = Timeline { from: directory.to_owned(), files, numbers: None };
+        self.timelines.insert(timeline.to_owned(), known);
+        Ok(())
     }
 
     /// Returns the segments numbered `first` to `last` on the timelines of `history`.
@@ -237,8 +343,30 @@ mod tests {
             segments(&archive, 2, (0, u64::MAX)),
             Err(SourceError::Unsupported { .. })
         ));
-        assert_eq!(archive.reach("00000001").unwrap().unwrap().segment, "000000010000000100000000");
-        assert!(archive.reach("00000003").unwrap().is_none());
+        let reach = |archive: &mut Archive<'_>, start: &str, stop: &str, own| {
+            let needs = Needs { start, stop, start_lsn: None, stop_lsn: None, own };
+            archive.reach(&needs).map(|reach| reach.map(|reach| (reach.segment, reach.gap)))
+        };
+        let name = |number: u32| format!("0000000100000000{number:08X}");
+        let next = "000000010000000100000000".to_owned();
+        let last = Some((name(3), Some(name(4))));
+        assert_eq!(reach(&mut archive, &name(2), &name(3), false).unwrap(), last, "a gap ends it");
+        assert_eq!(reach(&mut archive, &name(1), &name(1), false).unwrap(), last);
+        let to_next = Some((next.clone(), None));
+        assert_eq!(reach(&mut archive, &name(0xFF), &name(0xFF), false).unwrap(), to_next);
+        assert_eq!(reach(&mut archive, &name(0xFD), &name(0xFE), true).unwrap(), to_next);
+        for (start, stop, missing) in [(3, 4, 4), (5, 5, 5), (0, 3, 0)] {
+            let err = reach(&mut archive, &name(start), &name(stop), false).unwrap_err();
+            let named = |segment: &String| *segment == name(missing);
+            assert!(
+                matches!(&err, SourceError::MissingWal { segment, .. } if named(segment)),
+                "{err}"
+            );
+        }
+        assert_eq!(reach(&mut archive, &name(3), &name(4), true).unwrap(), None, "it has its own");
+        let other = "000000030000000000000001";
+        assert!(reach(&mut archive, other, other, false).is_err());
+        assert_eq!(reach(&mut archive, "x", "y", false).unwrap(), None);
         assert_eq!(archive.history(2).unwrap().as_deref(), Some(&b"x"[..]));
         assert_eq!(archive.history(3).unwrap(), None);
 

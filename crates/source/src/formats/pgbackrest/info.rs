@@ -33,14 +33,19 @@ pub(crate) struct Listed {
     pub history_id: u64,
     /// Its cluster.
     pub cluster: Cluster,
+    /// First WAL segment it needs; none for an offline backup.
+    pub archive_start: Option<String>,
     /// Last WAL segment it needs; none for an offline backup.
     pub archive_stop: Option<String>,
+    /// Those segments lie in the backup, too.
+    pub archive_copy: bool,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct Current {
     backup_annotation: Option<BTreeMap<String, String>>,
+    backup_archive_start: Option<String>,
     backup_archive_stop: Option<String>,
     #[serde(default)]
     backup_error: Option<bool>,
@@ -53,6 +58,7 @@ struct Current {
     backup_timestamp_stop: i64,
     backup_type: String,
     db_id: u64,
+    option_archive_copy: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -127,7 +133,9 @@ pub(crate) fn parse_backups(bytes: &[u8]) -> Result<Backups, Problem> {
             info,
             history_id: current.db_id,
             cluster: cluster.clone(),
+            archive_start: current.backup_archive_start,
             archive_stop: current.backup_archive_stop,
+            archive_copy: current.option_archive_copy.unwrap_or(false),
         });
     }
     backups.sort_by(|left, right| {

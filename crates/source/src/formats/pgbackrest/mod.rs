@@ -14,7 +14,7 @@ use std::io::Read;
 
 pub(crate) use self::info::major;
 
-use self::archive::Archive;
+use self::archive::{Archive, Needs};
 use self::info::{Archives, Listed};
 use self::ini::Problem;
 use self::manifest::Manifest;
@@ -26,7 +26,8 @@ use super::presented::{self, EMPTY_DIRECTORIES};
 use super::recovery::{self, Needed, cluster_path};
 use super::relation::relation_file;
 use super::wal::{Segment, SegmentSize, WalFile};
-use crate::error::SourceError;
+use crate::error::{Places, SourceError};
+use crate::location;
 use crate::map::MapFile;
 use crate::repository::{Backup, BackupInfo, BackupLabel, WalPresented, WalWanted};
 use crate::store::{Kind, Root};
@@ -242,14 +243,29 @@ impl PgBackRest {
         let mut info = listed.info.clone();
         info.unusable = self.unusable(&info.id);
         let archive_id = info::archive_id(archives, listed.history_id, &listed.cluster);
-        let Some((archive_id, stop)) = archive_id.zip(listed.archive_stop.as_ref()) else {
+        let (Some(archive_id), Some(start), Some(stop)) =
+            (archive_id, &listed.archive_start, &listed.archive_stop)
+        else {
             return Ok(info);
         };
         if !known.contains_key(&archive_id) {
             known.insert(archive_id.clone(), self.archive(&archive_id)?);
         }
         if let Some(archive) = known.get_mut(&archive_id) {
-            info.archived_until = archive.reach(stop.get(..8).unwrap_or_default())?;
+            let needs = Needs {
+                start,
+                stop,
+                start_lsn: info.start_lsn,
+                stop_lsn: info.stop_lsn,
+                own: listed.archive_copy,
+            };
+            match archive.reach(&needs) {
+                Ok(reach) => info.archived_until = reach,
+                Err(err @ SourceError::MissingWal { .. }) => {
+                    info.unusable = info.unusable.or(Some(err.to_string()));
+                }
+                Err(err) => return Err(err),
+            }
         }
         Ok(info)
     }
@@ -355,8 +371,9 @@ impl WalSource<'_> {
             && (start.number..=stop.number)
                 .all(|number| own.contains_key(&Segment { number, timeline }));
         if covered && self.wanted == WalWanted::EndOfBackup {
-            let (files, presented) =
-                self.choose(&History::only(1), start, stop, "the backup's own pg_wal", own)?;
+            let shown = "the backup's own pg_wal".into();
+            let places = Places { shown, kind: location::Kind::PgBackRest };
+            let (files, presented) = self.choose(&History::only(1), start, stop, &places, own)?;
             return Ok(Wal { files, histories: Vec::new(), timeline, presented });
         }
         let archives = self.repository.archives(notes)?;
@@ -366,7 +383,7 @@ impl WalSource<'_> {
             for_what: "archive.info knows no archive of the backup's cluster".into(),
         })?;
         let archive = self.repository.archive(&archive_id)?;
-        let places = archive.place();
+        let places = archive.places();
         let history =
             recovery::read_history(timeline, &places, |timeline| archive.history(timeline))?;
         let last = if self.wanted == WalWanted::EndOfBackup { stop.number } else { u64::MAX };
@@ -385,7 +402,7 @@ impl WalSource<'_> {
         history: &History,
         start: Segment,
         stop: Segment,
-        places: &str,
+        places: &Places,
         mut there: BTreeMap<Segment, WalFile>,
     ) -> Result<(Vec<(String, WalFile)>, WalPresented), SourceError> {
         let needed = Needed {
