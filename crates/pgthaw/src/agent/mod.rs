@@ -119,27 +119,35 @@ fn create_directories(
         owned_by(postgres),
         0o700,
     )?);
-    for directory in &place.mount_directories {
-        use std::os::unix::fs::DirBuilderExt;
-        let mode = if directory == &place.mountpoint { 0o700 } else { 0o755 };
-        match std::fs::DirBuilder::new().mode(mode).create(directory) {
-            Err(err) if err.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(io::Error::new(
-                    err.kind(),
-                    format!("make `{}`: {err}", directory.display()),
-                ));
-            }
-            _ if mode == 0o755 => std::fs::set_permissions(
-                directory,
-                std::os::unix::fs::PermissionsExt::from_mode(mode),
-            )?,
-            _ => {}
-        }
-    }
+    make_mount_directories(place)?;
     if place.mountpoint.starts_with(work) {
         std::fs::create_dir(&place.mountpoint)?;
     }
     Ok(held)
+}
+
+/// Makes the directories on the way to root's mountpoint. Another session that ends just now may remove the one they share in between.
+fn make_mount_directories(place: &Place) -> io::Result<()> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    let make = |directory: &PathBuf| {
+        let mode = if *directory == place.mountpoint { 0o700 } else { 0o755 };
+        match std::fs::DirBuilder::new().mode(mode).create(directory) {
+            Err(err) if err.kind() != io::ErrorKind::AlreadyExists => {
+                Err(io::Error::new(err.kind(), format!("make `{}`: {err}", directory.display())))
+            }
+            Ok(()) if mode == 0o755 => {
+                std::fs::set_permissions(directory, PermissionsExt::from_mode(mode))
+            }
+            _ => Ok(()),
+        }
+    };
+    let mut tries = 0;
+    loop {
+        match place.mount_directories.iter().try_for_each(make) {
+            Err(err) if err.kind() == io::ErrorKind::NotFound && tries < 10 => tries += 1,
+            made => return made,
+        }
+    }
 }
 
 /// One session's work on this machine.

@@ -30,7 +30,7 @@ pub fn choose_place(id: &str, request: &ExportRequest, marker: String) -> Result
     };
     let mount_directories = match mountpoint.starts_with(&work_directory) {
         true => Vec::new(),
-        false => missing_directories(&mountpoint),
+        false => mount_directories(&mountpoint),
     };
     let candidates: Vec<PathBuf> = match &request.dump_dir {
         Some(directory) => vec![directory.clone()],
@@ -51,4 +51,15 @@ pub fn choose_place(id: &str, request: &ExportRequest, marker: String) -> Result
         dump_directory: dump_parent.join(format!("{name}-dump")),
         target_directories: missing_directories(&request.target),
     })
+}
+
+/// The directories to make for root's `mountpoint`, the outermost first. The one that all sessions share is among them even if it is
+/// there: whoever ends last removes it.
+fn mount_directories(mountpoint: &Path) -> Vec<PathBuf> {
+    let mut directories = missing_directories(mountpoint);
+    let shared = PathBuf::from(ROOTS_MOUNTS);
+    if !directories.contains(&shared) {
+        directories.insert(0, shared);
+    }
+    directories
 }
