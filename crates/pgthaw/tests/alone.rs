@@ -31,7 +31,7 @@ fn reach_out(cluster: &Cluster, archived: &str) {
     cluster.sql("crm", &subscription);
     cluster.sql("crm", "ALTER SUBSCRIPTION reaches_out ENABLE");
     cluster.sql("crm", "CREATE EXTENSION dblink SCHEMA public");
-    // A function that pg_dump does not call, and an event trigger that fires on what a careless tool would do.
+    // An event trigger that fires on what a careless tool would do to the cluster, but no load does.
     cluster.sql(
         "crm",
         &format!(
@@ -41,7 +41,7 @@ fn reach_out(cluster: &Cluster, archived: &str) {
     );
     cluster.sql(
         "crm",
-        "CREATE EVENT TRIGGER call_home ON ddl_command_start EXECUTE FUNCTION public.call_home()",
+        "CREATE EVENT TRIGGER call_home ON sql_drop EXECUTE FUNCTION public.call_home()",
     );
 }
 
