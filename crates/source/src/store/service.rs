@@ -241,10 +241,10 @@ impl Desk {
             if tray.ended {
                 return Ok(());
             }
+            let was_full = tray.answers.bytes >= LATER_BACKLOG;
             large = tray.take_answers(&mut batch);
-            let room_for_waiting = !tray.urgent.is_empty() || !tray.later.is_empty();
             drop(tray);
-            if room_for_waiting {
+            if was_full {
                 self.work.notify_all();
             }
         }
@@ -309,4 +309,41 @@ fn read_frame(input: &mut impl Read, frame: &mut [u8]) -> io::Result<bool> {
         }
     }
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::MemoryStore;
+    use super::*;
+    use crate::map::ObjectId;
+
+    fn requests(count: u64) -> Vec<u8> {
+        let range = AskedRange { object: ObjectId(0), offset: 0, length: 1 };
+        let one = |number| Request { number, ask: Ask::Exact(range) }.encode();
+        GREETING.into_iter().chain((0..count).flat_map(one)).collect()
+    }
+
+    #[test]
+    fn no_more_requests_are_taken_than_may_be_open() {
+        for (count, taken) in [(MAX_OPEN, true), (MAX_OPEN + 1, false)] {
+            let desk = Desk::new(Arc::new(MemoryStore::default()), 1);
+            let result = desk.take_requests(&requests(count as u64)[..]);
+            assert_eq!(result.is_ok(), taken, "{count}: {result:?}");
+        }
+    }
+
+    #[test]
+    fn what_somebody_waits_for_goes_first_and_a_worker_is_left_for_it() {
+        let range = AskedRange { object: ObjectId(0), offset: 0, length: 1 };
+        let desk = Desk::new(Arc::new(MemoryStore::default()), 3);
+        let asks = [Ask::UpTo(range), Ask::UpTo(range), Ask::UpTo(range), Ask::Exact(range)];
+        let frames = asks.iter().zip(0..).map(|(ask, number)| Request { number, ask: *ask });
+        let bytes: Vec<u8> =
+            GREETING.into_iter().chain(frames.flat_map(|frame| frame.encode())).collect();
+        desk.take_requests(&bytes[..]).unwrap();
+        let taken = [(); 3].map(|()| desk.next_request().map(|request| request.number));
+        assert_eq!(taken, [Some(3), Some(0), Some(1)]);
+        let tray = desk.tray();
+        assert_eq!((tray.busy_for_later, tray.later.len()), (2, 1), "the third worker waits");
+    }
 }
