@@ -188,9 +188,12 @@ impl RemoteStore {
     /// Fills a part of `buf`, which begins at `offset`, from what holds it; returns how much is filled.
     fn fill(&self, extents: &[Arc<Extent>], offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         let mut filled = 0;
+        let end = offset + buf.len() as u64;
         for extent in extents {
             let bytes = match self.wait(&extent.bytes, extent.number)? {
                 Outcome::Done(bytes) => bytes,
+                // What failed may be a byte that only another thread's read wanted.
+                Outcome::Failed(_) if extent.start < offset || extent.end() > end => break,
                 Outcome::Failed(failure) => return Err(failure.into()),
                 Outcome::Withdrawn => break,
             };

@@ -105,6 +105,22 @@ fn a_slow_object_holds_up_no_other() {
 }
 
 #[test]
+fn a_read_that_shares_bytes_with_one_that_fails_does_not_fail() {
+    let gated = Gated::new(memory(&[100]), &[0]);
+    let remote = connected(gated.clone(), options());
+    thread::scope(|scope| {
+        let too_far = scope.spawn(|| read(&remote, 0, 80, 30));
+        until("the read that will fail", || gated.waiting(0) == 1);
+        let inside = scope.spawn(|| read(&remote, 0, 85, 10));
+        thread::sleep(Duration::from_millis(50)); // so that most likely it waits for the same answer
+        gated.open();
+        let err = too_far.join().unwrap().unwrap_err();
+        assert_eq!(err.kind(), ErrorKind::UnexpectedEof);
+        assert_eq!(inside.join().unwrap().unwrap(), content(100, 1)[85..95]);
+    });
+}
+
+#[test]
 fn a_read_without_a_connection_waits_up_to_the_stall_limit() {
     let limit = Duration::from_millis(150);
     let remote = remote(RemoteOptions::new(limit));
