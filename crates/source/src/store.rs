@@ -1,19 +1,26 @@
 //! Stores: where stored bytes lie, and how they are reached without ever leaving or changing a repository.
 //!
 //! Owns [`Root`] (a directory opened once, everything else beneath it) and [`ObjectStore`] (ranges of numbered
-//! objects) with a local and an in-memory implementation. Leaves what the bytes mean to formats and codecs.
+//! objects) with a local and an in-memory implementation, and a pair that reads over a link: [`RemoteStore`] where the
+//! mount runs, [`serve`] where the repository lies. Leaves what the bytes mean to formats and codecs.
 //!
 //! Nothing here opens a file for writing, and access times are left alone where the kernel allows it.
 
+mod buffers;
 mod local;
 mod memory;
+mod remote;
 mod root;
+mod service;
+mod wire;
 
 use std::io;
 
 pub use local::LocalStore;
 pub use memory::MemoryStore;
+pub use remote::{LinkStatus, RemoteOptions, RemoteStore};
 pub use root::{Entry, Kind, Root};
+pub use service::serve;
 
 use crate::map::ObjectId;
 

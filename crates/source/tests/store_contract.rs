@@ -2,12 +2,18 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::net::Shutdown;
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use pgthaw_source::map::{ObjectId, ObjectTable, StoredObject};
-use pgthaw_source::store::{Kind, LocalStore, MemoryStore, ObjectStore, Root};
+use pgthaw_source::store::{
+    Kind, LocalStore, MemoryStore, ObjectStore, RemoteOptions, RemoteStore, Root, serve,
+};
 
 const CONTENT: &[u8] = b"0123456789";
 
@@ -54,6 +60,37 @@ fn local_holds_the_contract() {
     fs::write(dir.path().join("empty"), []).unwrap();
     let store = LocalStore::open(table(dir.path().into(), &["full", "empty"])).unwrap();
     holds_the_contract("local", &store);
+}
+
+#[test]
+fn remote_holds_the_contract_over_any_store() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("full"), CONTENT).unwrap();
+    fs::write(dir.path().join("empty"), []).unwrap();
+    let local = LocalStore::open(table(dir.path().into(), &["full", "empty"])).unwrap();
+    let memory = MemoryStore::new([(ObjectId(0), CONTENT.to_vec()), (ObjectId(1), Vec::new())]);
+    let stores: [(_, Arc<dyn ObjectStore>); 2] =
+        [("remote local", Arc::new(local)), ("remote memory", Arc::new(memory))];
+    for (name, store) in stores {
+        let (here, there) = UnixStream::pair().unwrap();
+        let served = Arc::clone(&store);
+        let serving =
+            thread::spawn(move || serve(served, there.try_clone().unwrap(), there, 3).unwrap());
+        let remote = RemoteStore::new(RemoteOptions::new(Duration::from_secs(60)), |_| {});
+        let closing = here.try_clone().unwrap();
+        remote
+            .connect(here.try_clone().unwrap(), here, move || {
+                closing.shutdown(Shutdown::Both).unwrap();
+            })
+            .unwrap();
+        holds_the_contract(name, &remote);
+        let error = |store: &dyn ObjectStore| {
+            store.read_exact_at(ObjectId(0), 9, &mut [0; 4]).unwrap_err().to_string()
+        };
+        assert_eq!(error(&remote), error(&*store), "{name}: errors keep their text");
+        drop(remote);
+        serving.join().expect("serving ends without an error when the other side hangs up");
+    }
 }
 
 #[test]
