@@ -12,6 +12,7 @@ mod accounts;
 mod floor;
 mod host;
 mod init;
+mod leftovers;
 mod links;
 mod plan;
 mod sockets;
@@ -22,6 +23,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub use host::{Host, HostProcess};
+pub use leftovers::HostLeftovers;
 pub use plan::HostPlan;
 
 use floor::Floor;

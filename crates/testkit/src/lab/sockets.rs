@@ -15,6 +15,14 @@ impl Host {
         }
         found
     }
+
+    /// Returns the names of its Unix sockets, `@` before those that are no files.
+    pub(super) fn unix_sockets(&self) -> Vec<String> {
+        let text = fs::read_to_string(format!("/proc/{}/net/unix", self.init()));
+        let text = text.unwrap_or_default();
+        let names = text.lines().skip(1).filter_map(|line| line.split_whitespace().nth(7));
+        names.map(str::to_owned).collect()
+    }
 }
 
 /// Returns the address of a line of `/proc/net/tcp` or `tcp6`, if that socket listens (proc(5)).
