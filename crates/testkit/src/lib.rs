@@ -26,7 +26,7 @@ pub use cluster::{Cluster, ClusterOptions, ODD_NAME, Scale};
 pub use fingerprint::{Fingerprint, PgbenchSums, fingerprint, is_moved_by_traffic, pgbench_sums};
 pub use fixture::Fixture;
 pub use fresh::{FreshServer, restore_dump_into_fresh_server};
-pub use lab::{Host, HostLeftovers, HostPlan, HostProcess, Lab};
+pub use lab::{Host, HostLeftovers, HostPlan, HostProcess, Lab, Proxy, ProxyOptions};
 pub use leftovers::Leftovers;
 pub use measure::{Usage, measure};
 pub use pg_basebackup::{BaseBackup, BaseBackupOptions, WalMethod};

@@ -15,6 +15,7 @@ mod init;
 mod leftovers;
 mod links;
 mod plan;
+mod proxy;
 mod sockets;
 mod ssh;
 
@@ -25,6 +26,7 @@ use std::time::{Duration, Instant};
 pub use host::{Host, HostProcess};
 pub use leftovers::HostLeftovers;
 pub use plan::HostPlan;
+pub use proxy::{Proxy, ProxyOptions};
 
 use floor::Floor;
 use links::Links;

@@ -1,12 +1,12 @@
-//! Links: cut, slowed, counted, with closed ports.
+//! Links: cut, slowed, counted, with closed ports, and the proxy that delays.
 
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use pgthaw_testkit::{Host, Lab, run};
+use pgthaw_testkit::{Host, Lab, Proxy, ProxyOptions, run};
 
-use crate::{failure, possible, ssh};
+use crate::{failure, possible, ssh, stdout};
 
 /// An SSH session that gives back each line.
 struct Echo {
@@ -161,4 +161,48 @@ fn links_are_counted_and_slowed_alone() {
     lab.throttle("staging", "target", None);
     let fast = send(&lab, bytes);
     assert!(fast < 1.4, "{fast} s");
+}
+
+#[test]
+fn a_proxy_delays_limits_and_is_cut() {
+    if !possible() {
+        return;
+    }
+    let lab = Lab::new(&["mount", "staging"]);
+    let (mount, staging) = (lab.host("mount"), lab.host("staging"));
+    let near = "127.0.0.1:22".parse().unwrap();
+    let delay = Duration::from_millis(50);
+    let proxy = Proxy::start(staging, 2222, near, ProxyOptions { delay, bytes_per_second: None });
+    assert_eq!(proxy.address().to_string(), "10.77.0.2:2222");
+    let echo = Echo::start(mount, "ssh://dba@staging:2222");
+    let begin = Instant::now();
+    echo.say("there and back");
+    assert_eq!(echo.hear(Duration::from_secs(10)).as_deref(), Some("there and back"));
+    let round_trip = begin.elapsed();
+    assert!((2 * delay..4 * delay).contains(&round_trip), "{round_trip:?}");
+    proxy.cut();
+    echo.say("during the cut");
+    assert_eq!(echo.hear(Duration::from_millis(500)), None);
+    proxy.mend();
+    assert_eq!(echo.hear(Duration::from_secs(10)).as_deref(), Some("during the cut"));
+    drop((echo, proxy));
+    let proxied = |command: &str| ssh(mount, "dba", "ssh://dba@staging:2222", command);
+    assert!(failure(&mut proxied("true")).contains("Connection refused"), "it is gone");
+
+    let timed = |mut command: Command| {
+        let begin = Instant::now();
+        (run(&mut command).stdout.len(), begin.elapsed().as_secs_f64())
+    };
+    let options = ProxyOptions { bytes_per_second: Some(4_000_000), ..Default::default() };
+    let slow = Proxy::start(staging, 2222, near, options);
+    let (length, seconds) = timed(proxied("head -c 8000000 /dev/zero"));
+    assert!(length == 8_000_000 && (1.9..3.5).contains(&seconds), "{length} bytes in {seconds} s");
+    drop(slow);
+    let fast =
+        Proxy::start(staging, 0, near, ProxyOptions { delay: delay / 20, bytes_per_second: None });
+    let to = format!("ssh://dba@staging:{}", fast.address().port());
+    let (length, seconds) = timed(ssh(mount, "dba", &to, "head -c 200000000 /dev/zero"));
+    eprintln!("200 MB by way of the proxy with 2.5 ms of delay: {seconds:.2} s");
+    assert!(length == 200_000_000 && seconds < 20.0, "{length} bytes in {seconds} s");
+    assert_eq!(stdout(&run(&mut ssh(mount, "dba", "staging", "hostname"))), "staging");
 }
