@@ -63,7 +63,8 @@ impl HostPlan {
         self
     }
 
-    /// Lets the host read a file or directory of the machine at `at`.
+    /// Lets the host read a file or directory of the machine at `at`. Owners stay what they are by number: what
+    /// one of the lab's users is to own has to be copied, to [`crate::Host::path`].
     pub fn share(mut self, from: &Path, at: &str) -> Self {
         let from = from.canonicalize().unwrap_or_else(|err| panic!("{}: {err}", from.display()));
         self.shares.push((from, absolute(at)));
