@@ -193,7 +193,12 @@ fn detached_segments() -> BTreeSet<String> {
 
 /// Returns the mount points of file systems whose type `wanted` accepts.
 fn mount_points(wanted: impl Fn(&str) -> bool) -> Vec<String> {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    mount_points_of("self", wanted)
+}
+
+/// Returns the same of the mount namespace of a process, by its number in `/proc`.
+pub(crate) fn mount_points_of(process: &str, wanted: impl Fn(&str) -> bool) -> Vec<String> {
+    let table = fs::read_to_string(format!("/proc/{process}/mountinfo")).unwrap_or_default();
     let parse = |line: &str| {
         let (mount, kind) = line.split_once(" - ")?;
         let point = mount.split(' ').nth(4)?.replace("\\040", " ").replace("\\134", "\\");

@@ -1,15 +1,17 @@
 //! What tests need from the real world (development only): clusters that hold a bit of everything, backups of
-//! them by the real tools, servers to load dumps into, and detectors for what was left behind.
+//! them by the real tools, servers to load dumps into, hosts in a lab, and detectors for what was left behind.
 //!
 //! Everything panics with the failed command's own words: a test has nothing better to do. Every guard ends
 //! its own processes by pid and removes its files when it is dropped.
 //!
-//! Start at [`Fixture`] for ready-made repositories, at [`Cluster`] for one of one's own.
+//! Start at [`Fixture`] for ready-made repositories, at [`Cluster`] for one of one's own, at [`Lab`] for several
+//! hosts.
 
 mod cluster;
 mod fingerprint;
 mod fixture;
 mod fresh;
+mod lab;
 mod leftovers;
 mod measure;
 mod pg_basebackup;
@@ -24,6 +26,7 @@ pub use cluster::{Cluster, ClusterOptions, ODD_NAME, Scale};
 pub use fingerprint::{Fingerprint, PgbenchSums, fingerprint, is_moved_by_traffic, pgbench_sums};
 pub use fixture::Fixture;
 pub use fresh::{FreshServer, restore_dump_into_fresh_server};
+pub use lab::{Host, HostLeftovers, HostPlan, HostProcess, Lab, Proxy, ProxyOptions};
 pub use leftovers::Leftovers;
 pub use measure::{Usage, measure};
 pub use pg_basebackup::{BaseBackup, BaseBackupOptions, WalMethod};
