@@ -15,20 +15,28 @@
 //! links, so nobody who can write a part of the path can lead a write astray. Start at [`TargetDirectory`],
 //! [`copy_verified`] and [`FinishedFiles`].
 
+mod chunk;
 mod copy;
+mod delivery;
 mod directory;
 mod error;
 mod kept;
 mod names;
+mod remote;
 mod replace;
+mod source;
 mod sums;
 mod target;
 mod watch;
 
 pub use copy::{CopyFile, Delivered, Progress, Reuse, copy_all_verified, copy_verified, sha256_of};
+pub use delivery::{Place, Target};
 pub use directory::Directory;
 pub use error::MoveError;
 pub use names::{EXPORT_JSON, GLOBALS_SQL, SHA256SUMS, file_name_for_database};
+pub use remote::{
+    Connection, Heartbeat, ReceiveError, RemoteOptions, RemoteStatus, RemoteTarget, receive,
+};
 pub use replace::EarlierExport;
 pub use sums::{SumEntry, format_sha256sums, parse_sha256sums};
 pub use target::{Access, TargetDirectory, TargetReport, TargetState};
