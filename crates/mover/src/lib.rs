@@ -18,6 +18,7 @@
 mod chunk;
 mod copy;
 mod delivery;
+mod direct;
 mod directory;
 mod error;
 mod kept;
@@ -31,6 +32,7 @@ mod watch;
 
 pub use copy::{CopyFile, Delivered, Progress, Reuse, copy_all_verified, copy_verified, sha256_of};
 pub use delivery::{Place, Target};
+pub use direct::{DirectError, Fingerprint, Identity, Listener, Offer, Refusal, dial};
 pub use directory::Directory;
 pub use error::MoveError;
 pub use names::{EXPORT_JSON, GLOBALS_SQL, SHA256SUMS, file_name_for_database};

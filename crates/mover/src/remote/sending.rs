@@ -260,7 +260,7 @@ impl<'a> Sending<'a> {
                 let outgoing = &mut self.files[at];
                 outgoing.delivered = true;
                 outgoing.chunks = Vec::new();
-                let reused = !outgoing.was_sent && outgoing.file.reuse == Reuse::IfEqual;
+                let reused = bytes > 0 && !outgoing.was_sent; // an empty file is made anew
                 (run.caller.done)(at, Delivered { bytes, sha256, reused });
             }
             ToSource::Failed { round, error } if round == run.round => {
