@@ -60,11 +60,20 @@ pub(super) fn write(output: &mut impl Write, head: &[u8], body: &[u8]) -> Result
     Ok(())
 }
 
-/// Reads one frame; `body` gets its body. Returns the message and the bytes of its head.
+/// A frame that was read.
+#[derive(Debug)]
+pub(super) struct Frame<M> {
+    pub(super) message: M,
+    pub(super) body: Vec<u8>,
+    /// Bytes of its head.
+    pub(super) head: usize,
+}
+
+/// Reads one frame; `buffer` is asked for something to hold its body, if it has one.
 pub(super) fn read<M: DeserializeOwned>(
     input: &mut impl Read,
-    body: &mut Vec<u8>,
-) -> Result<(M, usize), FrameError> {
+    buffer: impl FnOnce() -> Vec<u8>,
+) -> Result<Frame<M>, FrameError> {
     let mut preamble = [0; PREAMBLE];
     if !read_first(input, &mut preamble)? {
         return Err(FrameError::Closed);
@@ -89,9 +98,13 @@ pub(super) fn read<M: DeserializeOwned>(
         Ok((message, [])) => message,
         _ => return Err(FrameError::Malformed),
     };
-    body.resize(body_length, 0);
-    input.read_exact(body)?;
-    Ok((message, head_length))
+    let mut body = Vec::new();
+    if body_length > 0 {
+        body = buffer();
+        body.resize(body_length, 0);
+        input.read_exact(&mut body)?;
+    }
+    Ok(Frame { message, body, head: head_length })
 }
 
 /// Fills `buffer`; `false` if the input ends before its first byte.
@@ -126,8 +139,7 @@ mod tests {
     }
 
     fn read_back(mut bytes: &[u8]) -> Result<((u32, String), Vec<u8>), FrameError> {
-        let mut body = Vec::new();
-        read(&mut bytes, &mut body).map(|(message, _)| (message, body))
+        read(&mut bytes, Vec::new).map(|frame| (frame.message, frame.body))
     }
 
     #[test]

@@ -167,19 +167,17 @@ impl<S: Message, R: Message + DeserializeOwned> Link<S, R> {
     fn read_all(&self, input: Box<dyn Read + Send>) -> String {
         let mut input = BufReader::with_capacity(BUFFER, Watched { input, link: self });
         loop {
-            let mut body = self.buffer();
-            let (message, length) = match frame::read::<R>(&mut input, &mut body) {
-                Ok(read) => read,
+            let frame = match frame::read::<R>(&mut input, || self.buffer()) {
+                Ok(frame) => frame,
                 Err(err) => return tell(err),
             };
-            if message.is_ping() {
-                self.give_back(body);
+            if frame.message.is_ping() {
                 continue;
             }
-            if self.incoming.push((message, body), Duration::MAX).is_err() {
+            if self.incoming.push((frame.message, frame.body), Duration::MAX).is_err() {
                 return "closed".into();
             }
-            if length > LONG_HEAD {
+            if frame.head > LONG_HEAD {
                 self.incoming.wait_empty();
             }
         }

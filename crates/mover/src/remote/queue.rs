@@ -14,6 +14,8 @@ pub(super) struct Queue<T> {
 struct State<T> {
     items: VecDeque<T>,
     closed: bool,
+    /// Threads that wait: waking nobody would still cost a system call.
+    waiting: usize,
 }
 
 /// What [`Queue::pop`] found.
@@ -28,7 +30,7 @@ pub(super) enum Popped<T> {
 
 impl<T> Queue<T> {
     pub(super) fn new(capacity: usize) -> Self {
-        let state = State { items: VecDeque::new(), closed: false };
+        let state = State { items: VecDeque::new(), closed: false, waiting: 0 };
         Self { state: Mutex::new(state), changed: Condvar::new(), capacity }
     }
 
@@ -39,7 +41,7 @@ impl<T> Queue<T> {
             return Err(item);
         }
         state.items.push_back(item);
-        self.changed.notify_all();
+        self.wake(&state);
         Ok(())
     }
 
@@ -48,7 +50,7 @@ impl<T> Queue<T> {
         let mut state = self.wait(limit, |state| state.closed || !state.items.is_empty());
         match state.items.pop_front() {
             Some(item) => {
-                self.changed.notify_all();
+                self.wake(&state);
                 Popped::Item(item)
             }
             None if state.closed => Popped::Closed,
@@ -83,13 +85,21 @@ impl<T> Queue<T> {
             if left.is_zero() {
                 break;
             }
+            state.waiting += 1;
             let left = left.min(Duration::from_secs(3600)); // the system's clock takes no longer waits everywhere
             state = self
                 .changed
                 .wait_timeout(state, left)
                 .map_or_else(|poisoned| poisoned.into_inner().0, |(state, _)| state);
+            state.waiting -= 1;
         }
         state
+    }
+
+    fn wake(&self, state: &State<T>) {
+        if state.waiting > 0 {
+            self.changed.notify_all();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State<T>> {

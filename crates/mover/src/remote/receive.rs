@@ -238,3 +238,189 @@ fn answer(target: &TargetDirectory, call: Call) -> Result<Answer, MoveError> {
         Call::RemoveStaging => target.remove_staging().map(done),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::{BufReader, Write};
+    use std::os::unix::net::UnixStream;
+
+    use sha2::{Digest, Sha256};
+
+    use super::super::frame;
+    use super::super::message::{OwnedPlace, Wanted};
+    use super::*;
+
+    const ROUND: u32 = 7;
+
+    /// Sends these messages to a receiver, hears it to its end or until it has said `last`, and returns what it said and
+    /// how it ended.
+    fn hear(
+        target: &TargetDirectory,
+        messages: &[(ToTarget, &[u8])],
+        last: fn(&ToSource) -> bool,
+    ) -> (Vec<ToSource>, Result<(), ReceiveError>) {
+        let (near, far) = UnixStream::pair().unwrap();
+        thread::scope(|threads| {
+            let receiver = threads.spawn(|| {
+                let heartbeat = Heartbeat::default();
+                receive(Ok(target), Connection::of_unix(far).unwrap(), heartbeat)
+            });
+            let writing = near.try_clone().unwrap();
+            threads.spawn(move || {
+                for (message, body) in messages {
+                    let head = frame::encode(message).unwrap();
+                    if frame::write(&mut &writing, &head, body).is_err() {
+                        return; // it has ended already
+                    }
+                }
+            });
+            let mut said = Vec::new();
+            let mut reader = BufReader::new(&near);
+            while let Ok(frame) = frame::read::<ToSource>(&mut reader, Vec::new) {
+                said.push(frame.message);
+                if said.last().is_some_and(last) {
+                    near.shutdown(std::net::Shutdown::Write).unwrap();
+                }
+            }
+            (said, receiver.join().unwrap())
+        })
+    }
+
+    fn hello() -> (ToTarget, &'static [u8]) {
+        (ToTarget::Hello { magic: MAGIC, version: VERSION }, b"")
+    }
+
+    fn begin(names: &[&str]) -> (ToTarget, &'static [u8]) {
+        let files = names.iter().map(|name| Wanted { name: (*name).into(), fresh: false });
+        let place = OwnedPlace::Database("crm".into());
+        (ToTarget::Begin { round: ROUND, place, files: files.collect() }, b"")
+    }
+
+    fn chunk(file: u32, number: u64, data: &[u8]) -> (ToTarget, &[u8]) {
+        let (length, sum) = (u32::try_from(data.len()).unwrap(), ChunkSum::of(data));
+        (ToTarget::Chunk { round: ROUND, file, number, length, sum, packed: false }, data)
+    }
+
+    fn finish(file: u32, content: &[u8]) -> (ToTarget, &'static [u8]) {
+        let sha256 = Sha256::digest(content).into();
+        (ToTarget::Finish { round: ROUND, file, bytes: content.len() as u64, sha256 }, b"")
+    }
+
+    fn lab() -> (tempfile::TempDir, TargetDirectory) {
+        let dir = tempfile::tempdir().unwrap();
+        let target = TargetDirectory::create(&dir.path().join("export"), "s").unwrap();
+        (dir, target)
+    }
+
+    #[test]
+    fn a_peer_that_makes_no_sense_ends_the_connection() {
+        let sum = ChunkSum::of(b"other");
+        let damaged =
+            ToTarget::Chunk { round: ROUND, file: 0, number: 0, length: 4, sum, packed: false };
+        let bomb = zstd::bulk::compress(&vec![0; 64 << 20], 1).unwrap();
+        let (sum, length) = (ChunkSum::of(b""), u32::MAX);
+        let packed =
+            ToTarget::Chunk { round: ROUND, file: 0, number: 0, length, sum, packed: true };
+        let top_level = Wanted { name: ".sums".into(), fresh: true };
+        let hidden =
+            ToTarget::Begin { round: ROUND, place: OwnedPlace::TopLevel, files: vec![top_level] };
+        let long = "x".repeat(256);
+        let cases: Vec<(&str, Vec<(ToTarget, &[u8])>)> = vec![
+            ("no greeting", vec![begin(&["f"])]),
+            ("another program", vec![(ToTarget::Hello { magic: *b"another!", version: 1 }, b"")]),
+            (
+                "another version",
+                vec![(ToTarget::Hello { magic: MAGIC, version: VERSION + 1 }, b"")],
+            ),
+            ("two greetings", vec![hello(), hello()]),
+            ("a name that leads out", vec![hello(), begin(&["../f"])]),
+            ("a parent", vec![hello(), begin(&[".."])]),
+            ("no name", vec![hello(), begin(&[""])]),
+            ("a long name", vec![hello(), begin(&[&long])]),
+            ("a name with a zero byte", vec![hello(), begin(&["a\0b"])]),
+            ("one name twice", vec![hello(), begin(&["f", "f"])]),
+            ("our own file", vec![hello(), (hidden, b"")]),
+            ("a file that was not announced", vec![hello(), begin(&["f"]), chunk(1, 0, b"x")]),
+            ("the end of one", vec![hello(), begin(&["f"]), finish(u32::MAX, b"")]),
+            ("a chunk too early", vec![hello(), begin(&["f"]), chunk(0, 1, b"x")]),
+            (
+                "a chunk at the end of the world",
+                vec![hello(), begin(&["f"]), chunk(0, u64::MAX, b"x")],
+            ),
+            (
+                "a chunk after a short one",
+                vec![hello(), begin(&["f"]), chunk(0, 0, b"x"), chunk(0, 1, b"x")],
+            ),
+            ("an empty chunk", vec![hello(), begin(&["f"]), chunk(0, 0, b"")]),
+            ("a damaged chunk", vec![hello(), begin(&["f"]), (damaged, b"data")]),
+            ("a bomb", vec![hello(), begin(&["f"]), (packed, &bomb)]),
+            ("more than there is", vec![hello(), begin(&["f"]), finish(0, b"x")]),
+            ("a second end", vec![hello(), begin(&["f"]), finish(0, b""), finish(0, b"")]),
+        ];
+        for (what, messages) in cases {
+            let (dir, target) = lab();
+            let (_, end) = hear(&target, &messages, |_| false);
+            assert!(matches!(end, Err(ReceiveError::Nonsense { .. })), "{what}: {end:?}");
+            let around: Vec<_> = fs::read_dir(dir.path()).unwrap().collect();
+            assert_eq!(around.len(), 1, "{what}: {around:?}");
+            assert_eq!(fs::read_dir(dir.path().join("export")).unwrap().count(), 1, "{what}");
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_frames_end_the_connection() {
+        for bytes in [&b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..], &[0xff; 100], &[0; 100]] {
+            let (_dir, target) = lab();
+            let (mut near, far) = UnixStream::pair().unwrap();
+            near.write_all(bytes).unwrap();
+            let connection = Connection::of_unix(far).unwrap();
+            let end = receive(Ok(&target), connection, Heartbeat::default());
+            assert!(matches!(&end, Err(ReceiveError::Lost { .. })), "{end:?}");
+        }
+    }
+
+    #[test]
+    fn what_differs_from_its_source_is_not_delivered_and_forgotten() {
+        let (dir, target) = lab();
+        let content = vec![1; 3 * CHUNK / 2];
+        let chunks = [chunk(0, 0, &content[..CHUNK]), chunk(0, 1, &content[CHUNK..])];
+        let [first, second] = chunks;
+        let wrong = vec![2; content.len()];
+        let (said, end) =
+            hear(&target, &[hello(), begin(&["f"]), first, second, finish(0, &wrong)], |said| {
+                matches!(said, ToSource::Failed { .. })
+            });
+        let failed = said.into_iter().find_map(|said| match said {
+            ToSource::Failed { error, .. } => Some(MoveError::from(error)),
+            ToSource::Delivered { .. } => panic!("it was delivered"),
+            _ => None,
+        });
+        let path = dir.path().join("export/.pgthaw-s/crm/f");
+        assert!(matches!(failed, Some(MoveError::ArrivedChanged { path: of }) if of == path));
+        assert!(end.is_ok(), "{end:?}");
+
+        let (said, _) = hear(&target, &[hello(), begin(&["f"])], |said| {
+            matches!(said, ToSource::HasAll { .. })
+        });
+        assert!(
+            matches!(said[..], [ToSource::Hello { .. }, ToSource::HasAll { round: ROUND }]),
+            "{said:?}"
+        );
+    }
+
+    #[test]
+    fn messages_of_an_earlier_round_are_ignored() {
+        let (_dir, target) = lab();
+        let late = ToTarget::Finish { round: ROUND - 1, file: 9, bytes: 9, sha256: [0; 32] };
+        let (said, end) =
+            hear(&target, &[hello(), begin(&["f"]), (late, b""), finish(0, b"")], |said| {
+                matches!(said, ToSource::Delivered { .. })
+            });
+        assert!(end.is_ok(), "{end:?}");
+        assert!(
+            matches!(said.last(), Some(ToSource::Delivered { round: ROUND, file: 0 })),
+            "{said:?}"
+        );
+    }
+}

@@ -170,7 +170,10 @@ impl<'a> Sending<'a> {
         self.secured(run, at, reader.bytes)?;
         loop {
             let mut data = run.link.buffer();
-            let Some(sum) = reader.next(&mut self.files[at], &mut data)? else { break };
+            let Some(sum) = reader.next(&mut self.files[at], &mut data)? else {
+                run.link.give_back(data);
+                break;
+            };
             let (chunk, length) = (reader.number - 1, data.len() as u64);
             same &= there.get(usize::try_from(chunk).unwrap_or(usize::MAX)) == Some(&sum);
             if same {

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::Advice;
 
@@ -25,6 +25,8 @@ const BATCH: usize = 128;
 const WAITING: usize = 256;
 /// Most threads that sync and read back the files of a batch: they wait for the disk nearly all the time.
 const THREADS: usize = 16;
+/// Where the first file of a batch takes no longer, there is nothing to wait for, and threads would only cost.
+const NO_WAIT: Duration = Duration::from_micros(300);
 
 /// Where the files of one round go.
 #[derive(Debug)]
@@ -180,7 +182,10 @@ impl Batch {
 
     /// Syncs all files and reads back what is new, several at a time: a disk flushes once for all that wait for it.
     fn secure(&self) -> Vec<Result<(), MoveError>> {
-        let next = AtomicUsize::new(0);
+        let begun = Instant::now();
+        let first = self.units.first().map(|unit| unit.secure(&mut Vec::new()));
+        let threads = if begun.elapsed() > NO_WAIT { THREADS } else { 1 };
+        let next = AtomicUsize::new(1);
         let work = || {
             let (mut buffer, mut found) = (Vec::new(), Vec::new());
             loop {
@@ -189,9 +194,9 @@ impl Batch {
                 found.push((at, unit.secure(&mut buffer)));
             }
         };
-        let mut found = thread::scope(|threads| {
-            let others = self.units.len().min(THREADS).saturating_sub(1);
-            let others: Vec<_> = (0..others).map(|_| threads.spawn(work)).collect();
+        let mut found = thread::scope(|scope| {
+            let others = self.units.len().min(threads).saturating_sub(1);
+            let others: Vec<_> = (0..others).map(|_| scope.spawn(work)).collect();
             let mut found = work();
             for thread in others {
                 found.extend(thread.join().expect("reading a file back does not panic"));
@@ -199,7 +204,7 @@ impl Batch {
             found
         });
         found.sort_by_key(|(at, _)| *at);
-        found.into_iter().map(|(_, result)| result).collect()
+        first.into_iter().chain(found.into_iter().map(|(_, result)| result)).collect()
     }
 }
 
