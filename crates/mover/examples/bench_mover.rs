@@ -88,28 +88,29 @@ fn compare(work: &Path, gigabytes: u64, rounds: usize) -> Result<()> {
             }
         }
         let bytes = size_of(dump)? as f64;
-        let median = |taken: &[Taken], of: fn(&Taken) -> f64| {
-            let mut sorted: Vec<f64> = taken.iter().map(of).collect();
-            sorted.sort_by(f64::total_cmp);
-            sorted[sorted.len() / 2]
-        };
         for (way, taken) in ways.iter().zip(&taken) {
-            let (seconds, cpu) = (median(taken, |t| t.seconds), median(taken, |t| t.cpu));
-            println!(
-                "  {way:10} {:6.0} MB/s  {:5.2} CPU s/GB",
-                bytes / seconds / 1e6,
-                cpu / bytes * 1e9
-            );
+            let seconds = median(taken.iter().map(|taken| taken.seconds));
+            let cpu = median(taken.iter().map(|taken| taken.cpu));
+            let (rate, cpu) = (bytes / seconds / 1e6, cpu / bytes * 1e9);
+            println!("  {way:10} {rate:6.0} MB/s  {cpu:5.2} CPU s/GB");
         }
         if let (Some(rsync), Some(direct)) = (taken.get(3), taken.first()) {
+            // Of runs that followed each other: what else the machine does changes meanwhile.
+            let pairs = || rsync.iter().zip(direct);
             println!(
                 "  direct against rsync: {:.2} times the throughput, {:.2} times the CPU",
-                median(rsync, |t| t.seconds) / median(direct, |t| t.seconds),
-                median(direct, |t| t.cpu) / median(rsync, |t| t.cpu)
+                median(pairs().map(|(rsync, direct)| rsync.seconds / direct.seconds)),
+                median(pairs().map(|(rsync, direct)| direct.cpu / rsync.cpu))
             );
         }
     }
     Ok(())
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut sorted: Vec<f64> = values.collect();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// What one run took.

@@ -1,11 +1,13 @@
 //! Chunks: the unit in which files travel and are kept track of, and the running SHA-256 that goes on from any of them.
 //!
 //! A chunk's own checksum guards against accidents (network, memory, disk) and tells whether an earlier attempt's chunk is
-//! the same; XXH3 with 128 bits does that at four times the speed of BLAKE3. What proves a whole file is its SHA-256.
+//! the same; XXH3 with 128 bits does that at six times the speed of BLAKE3
+//! (40 against 6 GB/s on one core with AVX2, chunks of 1 MiB). What proves a whole file is its SHA-256.
 
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 use sha2::digest::common::hazmat::{SerializableState, SerializedState};
+use twox_hash::XxHash3_128;
 
 /// Bytes of every chunk of a file but the last, which may be shorter (never empty).
 pub(crate) const CHUNK: usize = 1 << 20;
@@ -16,7 +18,7 @@ pub(crate) struct ChunkSum([u8; 16]);
 
 impl ChunkSum {
     pub(crate) fn of(bytes: &[u8]) -> Self {
-        Self(xxhash_rust::xxh3::xxh3_128(bytes).to_le_bytes())
+        Self(XxHash3_128::oneshot(bytes).to_le_bytes())
     }
 }
 
