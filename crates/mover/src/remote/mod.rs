@@ -1,6 +1,6 @@
 //! Delivery to another machine.
 //!
-//! [`RemoteTarget`] sends, [`receive`] takes in; what they say to each other is in `message`. Files travel in chunks, many at
+//! [`RemoteTarget`] sends, [`receive()`] takes in; what they say to each other is in `message`. Files travel in chunks, many at
 //! a time: `sending` decides what to send, `arriving` writes it, `settle` makes sure of it and says so, `journal` keeps what
 //! is sure. Connections come from outside (`connection`); `link` keeps one alive and `frame` gives messages their form.
 

@@ -253,11 +253,14 @@ mod tests {
 
     const ROUND: u32 = 7;
 
+    /// A message with its body.
+    type Sent<'a> = (ToTarget, &'a [u8]);
+
     /// Sends these messages to a receiver, hears it to its end or until it has said `last`, and returns what it said and
     /// how it ended.
     fn hear(
         target: &TargetDirectory,
-        messages: &[(ToTarget, &[u8])],
+        messages: &[Sent],
         last: fn(&ToSource) -> bool,
     ) -> (Vec<ToSource>, Result<(), ReceiveError>) {
         let (near, far) = UnixStream::pair().unwrap();
@@ -287,22 +290,22 @@ mod tests {
         })
     }
 
-    fn hello() -> (ToTarget, &'static [u8]) {
+    fn hello() -> Sent<'static> {
         (ToTarget::Hello { magic: MAGIC, version: VERSION }, b"")
     }
 
-    fn begin(names: &[&str]) -> (ToTarget, &'static [u8]) {
+    fn begin(names: &[&str]) -> Sent<'static> {
         let files = names.iter().map(|name| Wanted { name: (*name).into(), fresh: false });
         let place = OwnedPlace::Database("crm".into());
         (ToTarget::Begin { round: ROUND, place, files: files.collect() }, b"")
     }
 
-    fn chunk(file: u32, number: u64, data: &[u8]) -> (ToTarget, &[u8]) {
+    fn chunk(file: u32, number: u64, data: &[u8]) -> Sent<'_> {
         let (length, sum) = (u32::try_from(data.len()).unwrap(), ChunkSum::of(data));
         (ToTarget::Chunk { round: ROUND, file, number, length, sum, packed: false }, data)
     }
 
-    fn finish(file: u32, content: &[u8]) -> (ToTarget, &'static [u8]) {
+    fn finish(file: u32, content: &[u8]) -> Sent<'static> {
         let sha256 = Sha256::digest(content).into();
         (ToTarget::Finish { round: ROUND, file, bytes: content.len() as u64, sha256 }, b"")
     }
@@ -326,7 +329,7 @@ mod tests {
         let hidden =
             ToTarget::Begin { round: ROUND, place: OwnedPlace::TopLevel, files: vec![top_level] };
         let long = "x".repeat(256);
-        let cases: Vec<(&str, Vec<(ToTarget, &[u8])>)> = vec![
+        let cases: Vec<(&str, Vec<Sent>)> = vec![
             ("no greeting", vec![begin(&["f"])]),
             ("another program", vec![(ToTarget::Hello { magic: *b"another!", version: 1 }, b"")]),
             (
