@@ -30,7 +30,7 @@ pub struct RemoteOptions {
     /// Most bytes per second that are written to a connection.
     pub bytes_per_second: Option<std::num::NonZeroU64>,
     /// Whether chunks are compressed on the wire (zstd, level 1): for dumps that were made without compression, over
-    /// connections slower than some 300 MB/s.
+    /// connections slower than some 200 MB/s (120 MB/s carry 200 MB/s of table data; one core compresses them).
     pub compress: bool,
 }
 
