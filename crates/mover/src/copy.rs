@@ -4,11 +4,10 @@
 //! Many files go in groups: all of a group are written before the first is synced, so that the file system
 //! commits them together (20,000 small tables would otherwise cost 20,000 commits).
 
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -18,6 +17,7 @@ use sha2::{Digest, Sha256};
 
 use crate::directory::Directory;
 use crate::error::MoveError;
+use crate::source::Source;
 
 /// Bytes per read and write: large enough that calls cost nothing, small enough to stay in a core's cache.
 const BUFFER: usize = 256 << 10;
@@ -150,7 +150,7 @@ impl<'a> Group<'a> {
             && let Some(there) = self.target.find_file(name)?
         {
             let found = there.metadata().map_err(|err| self.target.error("stat", name, err))?;
-            if found.len() == source.before.len() {
+            if found.len() == source.length() {
                 let content = source.hash(buffer)?;
                 let (file, reused) = (Some(there), true);
                 self.written.push(Written { name, file, content, reused });
@@ -254,25 +254,7 @@ impl Drop for Group<'_> {
     }
 }
 
-/// A file of the dump, opened without following a link, with what was known about it at that time.
-struct Source {
-    path: PathBuf,
-    file: File,
-    before: Metadata,
-}
-
 impl Source {
-    fn open(directory: &Directory, name: &str) -> Result<Self, MoveError> {
-        let path = directory.join(name);
-        let fail = |action, err| MoveError::source(action, &path, err);
-        let file = directory.open_file(name).map_err(|err| fail("open", err))?;
-        let before = file.metadata().map_err(|err| fail("stat", err))?;
-        if !before.is_file() {
-            return Err(fail("read", io::Error::other("not a regular file")));
-        }
-        Ok(Self { path, file, before })
-    }
-
     fn hash(&self, buffer: &mut [u8]) -> Result<Content, MoveError> {
         let mut file = &self.file;
         let found = hash_rest(&mut file, buffer).and_then(|found| file.rewind().map(|()| found));
@@ -295,7 +277,7 @@ impl Source {
         loop {
             let count = read_some(&mut from, buffer)
                 .map_err(|err| MoveError::source("read", &self.path, err))?;
-            if count == 0 || bytes > self.before.len() {
+            if count == 0 || bytes > self.length() {
                 break; // one that grows would never end
             }
             hash.update(&buffer[..count]);
@@ -305,17 +287,6 @@ impl Source {
         }
         self.unchanged(bytes)?;
         Ok((bytes, hash.finalize().into()))
-    }
-
-    fn unchanged(&self, bytes: u64) -> Result<(), MoveError> {
-        let after =
-            self.file.metadata().map_err(|err| MoveError::source("stat", &self.path, err))?;
-        let state = |seen: &Metadata| (seen.len(), seen.mtime(), seen.mtime_nsec());
-        if bytes == after.len() && state(&self.before) == state(&after) {
-            Ok(())
-        } else {
-            Err(MoveError::SourceChanged { path: self.path.clone() })
-        }
     }
 }
 

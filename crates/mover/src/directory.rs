@@ -123,6 +123,29 @@ impl Directory {
         if regular { Ok(Some(file)) } else { Err(MoveError::Exists { path: self.join(name) }) }
     }
 
+    /// Opens the regular file `name` for reading and writing; `None` if there is none.
+    pub(crate) fn open_for_update(&self, name: &str) -> Result<Option<File>, MoveError> {
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file: File = match fs::openat(&self.fd, plain(name), flags, Mode::empty()) {
+            Ok(file) => file.into(),
+            Err(Errno::NOENT) => return Ok(None),
+            Err(err) => return Err(self.error("open", name, err)),
+        };
+        let regular = file.metadata().map_err(|err| self.error("stat", name, err))?.is_file();
+        if regular { Ok(Some(file)) } else { Err(MoveError::Exists { path: self.join(name) }) }
+    }
+
+    /// Returns inode and length of the regular file `name`; `None` if there is none.
+    pub(crate) fn find_inode(&self, name: &str) -> Result<Option<(u64, u64)>, MoveError> {
+        match fs::statat(&self.fd, plain(name), AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => {
+                Ok(Some((stat.st_ino, u64::try_from(stat.st_size).unwrap_or(0))))
+            }
+            Ok(_) | Err(Errno::NOENT) => Ok(None),
+            Err(err) => Err(self.error("stat", name, err)),
+        }
+    }
+
     /// Returns the kind of the entry `name` without following it; `None` if there is none.
     pub(crate) fn kind(&self, name: &str) -> Result<Option<FileType>, MoveError> {
         match fs::statat(&self.fd, plain(name), AtFlags::SYMLINK_NOFOLLOW) {

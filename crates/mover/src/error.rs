@@ -1,8 +1,10 @@
 //! What can go wrong when files are delivered, told apart by whose fault it is and what helps.
 
+use std::borrow::Cow;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
 use rustix::io::Errno;
 
 /// Why a file, a database or a whole export could not be delivered.
@@ -12,7 +14,7 @@ pub enum MoveError {
     #[error("{action} `{}`", path.display())]
     Source {
         /// What was tried, as a verb: `read`, `open` …
-        action: &'static str,
+        action: Cow<'static, str>,
         /// The file of the dump.
         path: PathBuf,
         /// What the system said.
@@ -28,7 +30,7 @@ pub enum MoveError {
     #[error("{action} `{}`", path.display())]
     Target {
         /// What was tried, as a verb: `write`, `rename` …
-        action: &'static str,
+        action: Cow<'static, str>,
         /// The object in the target directory.
         path: PathBuf,
         /// What the system said.
@@ -50,7 +52,7 @@ pub enum MoveError {
     #[error("not permitted to {action} `{}`", path.display())]
     NotPermitted {
         /// What was tried, as a verb.
-        action: &'static str,
+        action: Cow<'static, str>,
         /// The object in the target directory.
         path: PathBuf,
         /// What the system said.
@@ -60,7 +62,7 @@ pub enum MoveError {
     #[error("cannot {action} `{}`: its file system is mounted read-only", path.display())]
     ReadOnly {
         /// What was tried, as a verb.
-        action: &'static str,
+        action: Cow<'static, str>,
         /// The object in the target directory.
         path: PathBuf,
     },
@@ -68,6 +70,12 @@ pub enum MoveError {
     #[error("`{}` reads back differently from what was written", path.display())]
     Differs {
         /// The delivered file.
+        path: PathBuf,
+    },
+    /// What arrived at the target is not what left the source, although every chunk's checksum fits.
+    #[error("`{}` has another SHA-256 at the target than at its source", path.display())]
+    ArrivedChanged {
+        /// The file in the target's staging directory.
         path: PathBuf,
     },
     /// Something that is not ours stands where a delivered object belongs.
@@ -96,7 +104,7 @@ pub enum MoveError {
         /// Its line, from 1; 0 for the listing as a whole.
         line: usize,
         /// What is wrong with it.
-        reason: &'static str,
+        reason: Cow<'static, str>,
     },
     /// An earlier export cannot be replaced because something else lies in its directories.
     #[error("`{}` does not belong to the earlier export", path.display())]
@@ -109,6 +117,23 @@ pub enum MoveError {
     Stopped {
         /// The file that was being written.
         path: PathBuf,
+    },
+    /// There was no connection to the target's machine for longer than the stall limit.
+    #[error("the target could not be reached since {since}: {reason}")]
+    Unreachable {
+        /// When the last connection ended, or was first waited for.
+        since: Timestamp,
+        /// Why the last connection ended.
+        reason: String,
+    },
+    /// The caller ended everything at once.
+    #[error("delivery to the target was ended")]
+    Aborted,
+    /// The other mover could not do what was asked, or asked for what makes no sense.
+    #[error("the mover at the target refused: {reason}")]
+    Refused {
+        /// In its words.
+        reason: String,
     },
 }
 
@@ -125,6 +150,12 @@ impl MoveError {
             Self::Differs { .. } => {
                 "the target's disk or memory is faulty: check the kernel's log before a retry"
             }
+            Self::ArrivedChanged { .. } => {
+                "the memory of one of the two machines is faulty, or the file changed: check the kernel's log before a retry"
+            }
+            Self::Unreachable { .. } => {
+                "see whether the target's machine is up and reachable, then retry"
+            }
             Self::Exists { .. } => {
                 "name a new or empty directory with --to, or move the object away"
             }
@@ -140,17 +171,24 @@ impl MoveError {
             Self::SourceChanged { .. } | Self::Missing { .. } => {
                 "retry: the database is dumped again"
             }
-            Self::Source { .. } | Self::Target { .. } | Self::Stopped { .. } => return None,
+            Self::Source { .. }
+            | Self::Target { .. }
+            | Self::Stopped { .. }
+            | Self::Aborted
+            | Self::Refused { .. } => return None,
         })
     }
 
     /// Returns whether the failure is the target's, so that another try with the same dump can succeed.
     pub fn is_target(&self) -> bool {
-        !matches!(self, Self::Source { .. } | Self::SourceChanged { .. } | Self::Stopped { .. })
+        !matches!(
+            self,
+            Self::Source { .. } | Self::SourceChanged { .. } | Self::Stopped { .. } | Self::Aborted
+        )
     }
 
     pub(crate) fn source(action: &'static str, path: &Path, err: impl Into<io::Error>) -> Self {
-        Self::Source { action, path: path.into(), source: err.into() }
+        Self::Source { action: action.into(), path: path.into(), source: err.into() }
     }
 
     /// Sorts a system error of the target's side; `dir` is what `statvfs` is asked about.
@@ -168,11 +206,11 @@ impl MoveError {
                 free: crate::directory::free_bytes(dir).unwrap_or(0),
                 quota: errno == Errno::DQUOT,
             },
-            Some(Errno::ROFS) => Self::ReadOnly { action, path: path.into() },
+            Some(Errno::ROFS) => Self::ReadOnly { action: action.into(), path: path.into() },
             Some(Errno::ACCESS | Errno::PERM) => {
-                Self::NotPermitted { action, path: path.into(), source }
+                Self::NotPermitted { action: action.into(), path: path.into(), source }
             }
-            _ => Self::Target { action, path: path.into(), source },
+            _ => Self::Target { action: action.into(), path: path.into(), source },
         }
     }
 }

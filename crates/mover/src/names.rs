@@ -12,7 +12,7 @@ pub const SHA256SUMS: &str = "SHA256SUMS";
 pub const EXPORT_JSON: &str = "export.json";
 
 /// Longest file name that Linux file systems take, in bytes (`NAME_MAX`, limits.h).
-const NAME_MAX: usize = 255;
+pub(crate) const NAME_MAX: usize = 255;
 
 /// Returns the file name for a database: the name itself where it is safe, else percent-encoded.
 ///

@@ -89,7 +89,10 @@ fn read_listing(
 ) -> Result<Option<Vec<String>>, MoveError> {
     let Some(file) = at.find_file(name)? else { return Ok(None) };
     let path = dir.path().join(SHA256SUMS);
-    let bad = |reason| MoveError::BadListing { path: path.clone(), line: 0, reason };
+    let bad = |reason: &'static str| {
+        let reason = reason.into();
+        MoveError::BadListing { path: path.clone(), line: 0, reason }
+    };
     let mut bytes = Vec::new();
     file.take(LISTING_MAX + 1)
         .read_to_end(&mut bytes)

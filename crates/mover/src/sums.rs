@@ -1,11 +1,14 @@
 //! `SHA256SUMS` as `sha256sum -c` reads it.
 
-use crate::error::MoveError;
-use crate::names::{hex, is_plain};
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
+use crate::error::MoveError;
+use crate::names::{hex, is_plain};
+
 /// One line of a `SHA256SUMS`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct SumEntry {
     /// Path relative to the target directory, `/` between its parts.
     pub path: String,
@@ -37,7 +40,10 @@ pub fn format_sha256sums(entries: &[SumEntry]) -> String {
 /// [`MoveError::BadListing`] for a line that is not ours, and for a path that is not relative and plain
 /// (it could otherwise name something outside of the target directory).
 pub fn parse_sha256sums(path: &Path, text: &str) -> Result<Vec<SumEntry>, MoveError> {
-    let bad = |line, reason| MoveError::BadListing { path: path.into(), line, reason };
+    let bad = |line, reason: &'static str| {
+        let reason = reason.into();
+        MoveError::BadListing { path: path.into(), line, reason }
+    };
     let mut entries = Vec::new();
     for (at, line) in text.split_terminator('\n').enumerate() {
         let (escaped, rest) = match line.strip_prefix('\\') {

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use crate::directory::{Directory, free_bytes};
 use crate::error::MoveError;
 use crate::kept::kept_names_in;
-use crate::names::{EXPORT_JSON, GLOBALS_SQL, SHA256SUMS, file_name_for_database};
+use crate::names::{EXPORT_JSON, GLOBALS_SQL, SHA256SUMS, file_name_for_database, is_plain};
 use crate::replace::EarlierExport;
 use crate::sums::{SumEntry, format_sha256sums};
 
@@ -272,6 +272,23 @@ impl TargetDirectory {
     /// [`MoveError::Foreign`], before anything is removed, if its directories hold other things.
     pub fn remove_replaced(&self) -> Result<(), MoveError> {
         crate::replace::remove_replaced(&self.dir, &self.staging)
+    }
+
+    /// Returns the bytes of the export whose listing is `sums`, with [`SHA256SUMS`] and [`EXPORT_JSON`].
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn export_bytes(&self, sums: &[SumEntry]) -> Result<u64, MoveError> {
+        let mut bytes = 0;
+        for path in sums.iter().map(|sum| sum.path.as_str()).chain([SHA256SUMS, EXPORT_JSON]) {
+            if !path.split('/').all(is_plain) {
+                return Err(MoveError::Missing { path: self.dir.join(path) });
+            }
+            let path = self.dir.join(path);
+            let found = path.symlink_metadata();
+            bytes += found.map_err(|err| MoveError::target("stat", self.path(), &path, err))?.len();
+        }
+        Ok(bytes)
     }
 
     /// Removes the staging directory: the session is done here.

@@ -1,0 +1,72 @@
+//! A connection as it is handed in: two byte streams and a way to end them.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+/// Two byte streams to the other mover: a socket, or the standard input and output of `ssh`.
+///
+/// Each stream is used by a thread of its own, and both at once.
+pub struct Connection {
+    pub(super) input: Box<dyn Read + Send>,
+    pub(super) output: Box<dyn Write + Send>,
+    pub(super) close: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Connection {
+    /// Takes any two streams. Where a blocked read or write can be made to end, [`Connection::closed_by`] says how.
+    pub fn new(input: impl Read + Send + 'static, output: impl Write + Send + 'static) -> Self {
+        Self { input: Box::new(input), output: Box::new(output), close: Box::new(|| {}) }
+    }
+
+    /// Takes what ends the connection: blocked reads and writes return once it was called (socket shut down, `ssh`
+    /// stopped). Without it a thread may wait in a dead connection until the process ends.
+    #[must_use]
+    pub fn closed_by(mut self, close: impl Fn() + Send + Sync + 'static) -> Self {
+        self.close = Box::new(close);
+        self
+    }
+
+    /// Takes a TCP socket.
+    ///
+    /// # Errors
+    /// If the process has no descriptors left.
+    pub fn of_tcp(socket: TcpStream) -> io::Result<Self> {
+        let _ = socket.set_nodelay(true); // it is only faster
+        let (output, closer) = (socket.try_clone()?, socket.try_clone()?);
+        Ok(Self::new(socket, output).closed_by(move || drop(closer.shutdown(Shutdown::Both))))
+    }
+
+    /// Takes a Unix socket.
+    ///
+    /// # Errors
+    /// If the process has no descriptors left.
+    pub fn of_unix(socket: UnixStream) -> io::Result<Self> {
+        let (output, closer) = (socket.try_clone()?, socket.try_clone()?);
+        Ok(Self::new(socket, output).closed_by(move || drop(closer.shutdown(Shutdown::Both))))
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Connection").finish_non_exhaustive()
+    }
+}
+
+/// How a silent peer is noticed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heartbeat {
+    /// A sign of life is sent this often while there is nothing else to send.
+    pub every: Duration,
+    /// A peer from which nothing has come for this long is gone. Several times the peer's `every`.
+    pub silent: Duration,
+}
+
+impl Default for Heartbeat {
+    /// Every 5 s; silent after 20 s.
+    fn default() -> Self {
+        Self { every: Duration::from_secs(5), silent: Duration::from_secs(20) }
+    }
+}
