@@ -249,6 +249,7 @@ mod tests {
             let scratch = tempfile::tempdir().unwrap();
             let in_scratch = |name: &str| scratch.path().join(name);
             let place = Place {
+                host: None,
                 marker: format!("leftovers-{name}-{}-0123456789", std::process::id()),
                 work_directory: in_scratch("pgthaw-work"),
                 mountpoint: in_scratch("media/pgthaw/session"),

@@ -2,17 +2,20 @@
 //!
 //! [`cli`] is what people see and the only place that talks to a terminal; [`server`] owns the sessions; [`agent`] does one
 //! session's work on a machine; [`internal`] are the children they start of this same program. [`wire`] is what they say
-//! to each other, [`unix_http`] how.
+//! to each other, [`http`] how.
 
 mod agent;
+mod attach;
 mod cli;
+mod delivered;
+mod http;
 mod internal;
 mod leftovers;
+mod machine;
 mod processes;
 mod recovery_line;
 mod server;
 mod sizes;
-mod unix_http;
 mod wire;
 
 fn main() -> std::process::ExitCode {

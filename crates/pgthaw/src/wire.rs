@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 use jiff::Timestamp;
+use pgthaw_link::LineError;
 use pgthaw_session::observed::{Failure, RecoveryEnd};
 use pgthaw_session::session::Place;
 use pgthaw_session::{ExportRequest, RepositoryChoice};
@@ -26,6 +27,12 @@ impl ApiError {
     /// Something that should not happen: no request can mend it.
     pub fn broken(message: impl Into<String>) -> Self {
         Self { message: message.into(), hint: None, usage: false }
+    }
+}
+
+impl From<LineError> for ApiError {
+    fn from(error: LineError) -> Self {
+        Self { message: error.to_string(), hint: error.hint, usage: false }
     }
 }
 
@@ -296,9 +303,25 @@ impl Assignment {
     }
 }
 
+/// Which of a session's machines is checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CheckPart {
+    /// The one where everything happens.
+    #[default]
+    Everything,
+    /// The staging server alone.
+    Staging,
+    /// The target alone.
+    Target,
+}
+
 /// What `pgthaw internal check` is told on its standard input.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CheckTask {
+    /// Which machine this is.
+    #[serde(default)]
+    pub part: CheckPart,
     /// The session that asks, whose own files in the target are no obstacle.
     pub session: Option<String>,
     /// What was asked for.
@@ -307,4 +330,42 @@ pub struct CheckTask {
     pub facts: BackupFacts,
     /// Databases that are complete in the target already.
     pub delivered: Vec<String>,
+}
+
+/// What the staging server's `pgthaw attach` is asked before anything is made there: where would the session work?
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PlaceTask {
+    /// The session.
+    pub session: String,
+    /// What was asked for.
+    pub request: ExportRequest,
+    /// The session's marker.
+    pub marker: String,
+}
+
+/// What a session put into its target, to be undone there.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TargetTask {
+    /// The session.
+    pub session: String,
+    /// The target directory.
+    pub directory: PathBuf,
+    /// Whether an earlier export is replaced.
+    pub replace: bool,
+    /// Directories that the session made for it.
+    pub made: Vec<PathBuf>,
+    /// Also what was delivered.
+    pub everything: bool,
+}
+
+/// What was found in a target while it was undone.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct TargetUndone {
+    /// What could not be removed.
+    pub failed: Vec<String>,
+    /// Bytes of the export, if it was complete before anything could stop it: it stays.
+    pub sealed: Option<u64>,
+    /// Directories that stay, because they hold something that is not the session's.
+    #[serde(default)]
+    pub kept: Vec<PathBuf>,
 }

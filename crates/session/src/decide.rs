@@ -107,6 +107,8 @@ pub fn decide(session: &Session, seen: &Observed) -> Action {
 fn forward(session: &Session, seen: &Observed) -> Action {
     let Some(agent) = &seen.agent else {
         return match &seen.check {
+            // Nothing is known of it before its machine can be reached.
+            _ if session.placed_in_this_attempt && seen.waiting.is_some() => Action::Wait,
             _ if session.placed_in_this_attempt => Action::GiveUp(
                 Failure::new("the session's agent process has died")
                     .hint("`pgthaw retry` goes on from what was delivered"),

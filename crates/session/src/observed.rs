@@ -132,6 +132,12 @@ pub struct AgentView {
     pub seal: Progress<u64>,
     /// Something that ends the attempt: a read the mount could not serve, a full write layer, a process that died.
     pub broken: Option<Failure>,
+    /// Why reads wait for the repository on another machine, while they do.
+    #[serde(default)]
+    pub waiting_for_repository: Option<String>,
+    /// Why delivery waits for the target on another machine, while it does.
+    #[serde(default)]
+    pub waiting_for_target: Option<String>,
     /// Messages for the log, numbered from 0; `pg_dump`'s own words among them.
     pub messages: Vec<String>,
 }
@@ -145,4 +151,6 @@ pub struct Observed {
     pub agent: Option<AgentView>,
     /// Something of an earlier life of the session is still there: a process, a mount, a directory.
     pub remains: bool,
+    /// Why the session waits for a machine, while it does; it goes on by itself.
+    pub waiting: Option<String>,
 }

@@ -54,6 +54,12 @@ pub struct ExportRequest {
     /// Names that `all` leaves out.
     #[serde(default)]
     pub exclude_databases: Vec<String>,
+    /// The machine where the backup is mounted, started and dumped, as `ssh` takes it; without it this one.
+    #[serde(default)]
+    pub staging: Option<String>,
+    /// The machine that gets the dump, as `ssh` takes it; without it this one.
+    #[serde(default)]
+    pub target_host: Option<String>,
     /// The directory that gets the dump.
     pub target: PathBuf,
     /// Whether an earlier export in `target` is replaced.
@@ -104,6 +110,11 @@ pub struct ExportRequest {
 }
 
 impl ExportRequest {
+    /// Returns whether the target lies on another machine than the instance.
+    pub fn delivers_elsewhere(&self) -> bool {
+        self.staging != self.target_host
+    }
+
     /// Returns whether the database `name` is asked for by `all` (which the caller has found to be set).
     pub fn all_includes(&self, name: &str) -> bool {
         !self.exclude_databases.iter().any(|pattern| matches_pattern(pattern, name))

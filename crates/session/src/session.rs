@@ -88,6 +88,9 @@ pub struct ResolvedBackup {
 /// Everything a session creates outside its target, written down before it is created.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
+    /// The machine, as `ssh` takes it; none for this one.
+    #[serde(default)]
+    pub host: Option<String>,
     /// Unguessable; every process of the session carries it in its environment or title.
     pub marker: String,
     /// The session's private directory: sockets, logs, the write layer.
@@ -302,15 +305,15 @@ impl Session {
             .collect()
     }
 
-    /// What people and programs see, with what the agent shows where one is there.
-    pub fn status(&self, agent: Option<&AgentView>) -> Status {
+    /// What people and programs see, with what the agent shows where one is there, and why the session waits for a machine.
+    pub fn status(&self, agent: Option<&AgentView>, waiting: Option<&str>) -> Status {
         let views = agent.map(|agent| &agent.databases);
         let databases: Vec<DatabaseStatus> = match &self.databases {
             Some(databases) => databases
                 .iter()
                 .map(|d| d.status(views.and_then(|v| v.get(&d.selected.name))))
                 .collect(),
-            None => self.request.databases.iter().map(|name| waiting(name)).collect(),
+            None => self.request.databases.iter().map(|name| not_begun(name)).collect(),
         };
         let ready = agent.and_then(|agent| match &agent.instance {
             Progress::Done(ready) => Some(ready),
@@ -324,18 +327,28 @@ impl Session {
         Status {
             id: self.id.clone(),
             kind: "export".into(),
-            state: self.state,
+            state: match (self.state, waiting) {
+                (SessionState::Running, Some(_)) => SessionState::Waiting,
+                (state, _) => state,
+            },
             step: self.step,
             created_at: self.created_at,
             attempts: self.attempts,
-            detail: agent
-                .and_then(|agent| agent.recovering.clone())
-                .filter(|_| self.step == Step::Recover),
+            detail: waiting.map(str::to_owned).or_else(|| {
+                agent
+                    .and_then(|agent| agent.recovering.clone())
+                    .filter(|_| self.step == Step::Recover)
+            }),
             error: self.failure.as_ref().map(|failure| failure.message.clone()),
             hint: self.failure.as_ref().and_then(|failure| failure.hint.clone()),
             repository: self.request.repository.path.display().to_string(),
             backup: self.resolved.as_ref().map(|backup| backup.id.clone()),
-            target: self.request.target.display().to_string(),
+            staging: self.request.staging.clone(),
+            target_host: self.request.target_host.clone(),
+            target: match &self.request.target_host {
+                Some(host) => format!("{host}:{}", self.request.target.display()),
+                None => self.request.target.display().to_string(),
+            },
             recovery_lsn: self.recovery_end.as_ref().map(|end| end.lsn.clone()),
             bytes_done: self.sealed.unwrap_or_else(|| delivered_before.max(delivered_by_agent)),
             bytes_total: self.sealed.or(selected_bytes).unwrap_or(0),
@@ -371,7 +384,7 @@ impl SessionDatabase {
     }
 }
 
-fn waiting(name: &str) -> DatabaseStatus {
+fn not_begun(name: &str) -> DatabaseStatus {
     DatabaseStatus {
         name: name.into(),
         state: DatabaseState::Waiting,

@@ -113,7 +113,13 @@ pub struct Status {
     pub repository: String,
     /// The backup's id, once it is chosen.
     pub backup: Option<String>,
-    /// The directory that gets the dump.
+    /// The machine where the backup is mounted, started and dumped; none for this one.
+    #[serde(default)]
+    pub staging: Option<String>,
+    /// The machine that gets the dump; none for this one.
+    #[serde(default)]
+    pub target_host: Option<String>,
+    /// The directory that gets the dump, `HOST:DIR` on another machine.
     pub target: String,
     /// Where recovery ended, once it did.
     pub recovery_lsn: Option<String>,
@@ -126,6 +132,15 @@ pub struct Status {
 }
 
 impl Status {
+    /// The directory that gets the dump, on its machine.
+    pub fn target_directory(&self) -> &std::path::Path {
+        let directory = self
+            .target_host
+            .as_ref()
+            .and_then(|host| self.target.strip_prefix(host.as_str())?.strip_prefix(':'));
+        std::path::Path::new(directory.unwrap_or(&self.target))
+    }
+
     /// A session whose journal cannot be read, and why.
     pub fn unreadable(id: &str, error: String, hint: Option<String>) -> Self {
         // An id begins with the local date and time of its session; without it any time will do.
@@ -144,6 +159,8 @@ impl Status {
             hint,
             repository: String::new(),
             backup: None,
+            staging: None,
+            target_host: None,
             target: String::new(),
             recovery_lsn: None,
             bytes_done: 0,

@@ -94,8 +94,12 @@ impl World {
     fn run(&mut self) {
         for _turn in 0..10_000 {
             self.meet_a_fault();
-            let seen =
-                Observed { check: self.check.clone(), agent: self.agent.clone(), remains: false };
+            let seen = Observed {
+                check: self.check.clone(),
+                agent: self.agent.clone(),
+                remains: false,
+                waiting: None,
+            };
             for entry in facts(&self.session, &seen) {
                 self.note(entry);
             }
@@ -159,6 +163,7 @@ impl World {
             Action::StartAgent => {
                 let path = PathBuf::from("/var/tmp/pgthaw-s");
                 self.note(Entry::Placed(Place {
+                    host: None,
                     marker: "m".into(),
                     work_directory: path.clone(),
                     mountpoint: path.join("mount"),
@@ -300,8 +305,12 @@ fn a_cancel_at_any_turn_leaves_nothing() {
     for turns in 0..40 {
         let mut world = World::new(turns, 0);
         for _ in 0..turns {
-            let seen =
-                Observed { check: world.check.clone(), agent: world.agent.clone(), remains: false };
+            let seen = Observed {
+                check: world.check.clone(),
+                agent: world.agent.clone(),
+                remains: false,
+                waiting: None,
+            };
             facts(&world.session, &seen).into_iter().for_each(|entry| world.note(entry));
             let action = decide(&world.session, &seen);
             world.act(action);
@@ -335,8 +344,12 @@ fn one_failed_database_does_not_hold_back_the_others() {
             view.transfer = Progress::Failed(Failure::new("permission denied"));
             failed = true;
         }
-        let seen =
-            Observed { check: world.check.clone(), agent: world.agent.clone(), remains: false };
+        let seen = Observed {
+            check: world.check.clone(),
+            agent: world.agent.clone(),
+            remains: false,
+            waiting: None,
+        };
         facts(&world.session, &seen).into_iter().for_each(|entry| world.note(entry));
         let action = decide(&world.session, &seen);
         if !world.act(action) {

@@ -17,14 +17,14 @@ use pgthaw_postgres::isolation::Isolation;
 use pgthaw_session::observed::Failure;
 
 use self::environment::{Environment, Fuse};
-use crate::wire::{CheckReport, CheckTask};
+use crate::wire::{CheckPart, CheckReport, CheckTask};
 
 /// The block size that PostgreSQL is nearly always built with, and the only one that is read, in bytes.
 const BLOCK_SIZE: u32 = 8192;
 /// A repository may take this long to answer before a read fails, in seconds.
 const STALL_LIMIT: u64 = 30 * 60;
 
-/// Checks whether the export of `task` can be made on this machine. Changes nothing.
+/// Checks whether this machine's part in the export of `task` can be done. Changes nothing.
 pub fn run(task: &CheckTask) -> CheckReport {
     judge(&Environment::look(task), task)
 }
@@ -37,6 +37,10 @@ pub fn missing_directories(path: &Path) -> Vec<PathBuf> {
 /// Says everything there is to say about an export of `task` in `environment`.
 fn judge(environment: &Environment, task: &CheckTask) -> CheckReport {
     let mut report = CheckReport::default();
+    if task.part == CheckPart::Target {
+        directories::judge(&mut report, environment, task, &databases::chosen(task));
+        return report;
+    }
     for note in &task.facts.notes {
         report.warning(note, None);
     }

@@ -11,15 +11,15 @@ use std::time::Duration;
 
 use axum::Json;
 use pgthaw_mover::{
-    CopyFile, Directory, EXPORT_JSON, FinishedFiles, GLOBALS_SQL, MoveError, Reuse, SHA256SUMS,
-    SumEntry, TargetDirectory, TargetState, copy_all_verified, copy_verified,
+    CopyFile, Directory, FinishedFiles, GLOBALS_SQL, MoveError, Place, Reuse, SumEntry, Target,
     file_name_for_database,
 };
 use pgthaw_postgres::dump::{Dump, DumpError, DumpEvent, DumpPlan};
 use pgthaw_session::observed::{Failure, Progress};
 use tokio::sync::watch;
 
-use super::{Agent, begin_once, lock};
+use super::delivering::target;
+use super::{Agent, begin_once};
 use crate::internal::mount::{CoverageCount, DamagedFile};
 use crate::internal::source::with_causes;
 
@@ -49,9 +49,14 @@ async fn globals(agent: Arc<Agent>) -> Result<(), Failure> {
         })?;
         let (source, target) = (open_source(directory)?, target(&agent)?);
         let file = CopyFile { name: GLOBALS_SQL, reuse: Reuse::Never };
-        let delivered =
-            copy_verified(file, &source, target.staging(), &mut |_| ControlFlow::Continue(()))
-                .map_err(moving)?;
+        let mut progress = |_| go_on(&agent);
+        let mut delivered = None;
+        target
+            .deliver(Place::TopLevel, &[file], &source, &mut progress, &mut |_, done| {
+                delivered = Some(done);
+            })
+            .map_err(moving)?;
+        let delivered = delivered.expect("success reports every file");
         target
             .keep_sums(
                 GLOBALS_SQL,
@@ -239,6 +244,14 @@ fn copy_finished(
     }
 }
 
+/// Whether delivery goes on.
+fn go_on(agent: &Agent) -> ControlFlow<()> {
+    match *agent.gone.borrow() {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    }
+}
+
 /// A file in the target.
 struct DeliveredFile {
     name: String,
@@ -251,15 +264,12 @@ struct Mover<'a> {
     agent: &'a Arc<Agent>,
     database: &'a str,
     source: Directory,
-    target: Arc<TargetDirectory>,
-    staging: Directory,
+    target: Arc<dyn Target>,
 }
 
 impl<'a> Mover<'a> {
     fn open(agent: &'a Arc<Agent>, database: &'a str, output: &Path) -> Result<Self, Failure> {
-        let target = target(agent)?;
-        let staging = target.database(database).map_err(moving)?;
-        Ok(Self { agent, database, source: open_source(output)?, target, staging })
+        Ok(Self { agent, database, source: open_source(output)?, target: target(agent)? })
     }
 
     fn copy(&self, names: &[String], files: &mut Vec<DeliveredFile>) -> Result<(), Failure> {
@@ -267,10 +277,7 @@ impl<'a> Mover<'a> {
         let reuse = |name: &str| if name == "toc.dat" { Reuse::Never } else { Reuse::IfEqual };
         let wanted: Vec<CopyFile> =
             names.iter().map(|name| CopyFile { name, reuse: reuse(name) }).collect();
-        let mut progress = |_| match *self.agent.gone.borrow() {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(()),
-        };
+        let mut progress = |_| go_on(self.agent);
         let mut done = |at: usize, file: pgthaw_mover::Delivered| {
             files.push(DeliveredFile {
                 name: names[at].clone(),
@@ -282,8 +289,8 @@ impl<'a> Mover<'a> {
                 view.bytes_dumped = view.bytes_dumped.max(view.bytes_delivered);
             });
         };
-        copy_all_verified(&wanted, &self.source, &self.staging, &mut progress, &mut done)
-            .map_err(moving)
+        let place = Place::Database(self.database);
+        self.target.deliver(place, &wanted, &self.source, &mut progress, &mut done).map_err(moving)
     }
 
     /// Gives the database its name in the target; where an earlier export is replaced, that waits for the seal.
@@ -309,41 +316,6 @@ fn delivered_before(agent: &Arc<Agent>, database: &str) -> Result<Option<u64>, F
         true => Ok(None), // nothing has its name before the seal
         false => target(agent)?.published_before(database).map_err(moving),
     }
-}
-
-/// The target, locked for this session as long as the agent lives.
-pub fn target(agent: &Agent) -> Result<Arc<TargetDirectory>, Failure> {
-    let mut opened = lock(&agent.target);
-    if let Some(target) = &*opened {
-        return Ok(target.clone());
-    }
-    let target =
-        TargetDirectory::create(&agent.assignment.request.target, &agent.assignment.session)
-            .map_err(moving)?;
-    refuse_foreign(agent)?;
-    Ok(opened.insert(Arc::new(target)).clone())
-}
-
-/// What the check has seen may have changed until the directory was locked.
-fn refuse_foreign(agent: &Agent) -> Result<(), Failure> {
-    let assignment = &agent.assignment;
-    let (path, session) = (&assignment.request.target, &assignment.session);
-    let mut own = TargetDirectory::published(path, session).map_err(moving)?;
-    own.extend([SHA256SUMS, EXPORT_JSON].map(str::to_owned));
-    let own: Vec<&str> = match assignment.request.replace {
-        true => Vec::new(),
-        false => own.iter().map(String::as_str).collect(),
-    };
-    let report = TargetDirectory::inspect(path, session, &own).map_err(moving)?;
-    let found = match (report.state, report.other_sessions.first()) {
-        (_, Some(other)) => format!("it belongs to session {other}"),
-        (TargetState::Empty, None) => return Ok(()),
-        (TargetState::HoldsExport(_), None) if assignment.request.replace => return Ok(()),
-        (TargetState::HoldsOther(names), None) => format!("it holds `{}`", names.join("`, `")),
-        (_, None) => "it holds another export".into(),
-    };
-    Err(Failure::new(format!("target `{}` is no longer empty: {found}", path.display()))
-        .hint("move that away and retry, or cancel and export to another directory"))
 }
 
 /// Whatever pg_dump's exit code: a mount that could not answer a request makes what was dumped worthless, and so does a damaged

@@ -10,14 +10,16 @@
 //! | `map`, `mount` | [`mounting`] | the mount and the child that serves it |
 //! | `instance` | [`recovering`] | PostgreSQL, recovered and inspected |
 //! | `globals`, `dump` | [`dumping`] | `globals.sql`; a database's dump, delivered and renamed into place |
+//! |  | [`delivering`] | the way to the target, on this machine or another |
 //! | `seal` | [`sealing`] | everything verified; `SHA256SUMS`, `export.json` |
 //! | `gone` | here | nothing of it runs any more |
 
 pub mod check;
+pub mod delivering;
 mod dumping;
 mod locales;
 mod mount_child;
-mod mounting;
+pub mod mounting;
 pub mod place;
 mod recovering;
 pub mod sealing;
@@ -34,6 +36,7 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Query, State};
 use axum::routing::{get, post, put};
+use pgthaw_mover::RemoteTarget;
 use pgthaw_postgres::os_user::OsUser;
 use pgthaw_session::AgentView;
 use pgthaw_session::observed::{DatabaseView, Failure, Progress};
@@ -41,9 +44,9 @@ use pgthaw_session::session::Place;
 use serde::Deserialize;
 use tokio::sync::watch;
 
+use crate::http;
 use crate::leftovers::create_private_directory;
 pub use crate::processes::MARKER_VARIABLE;
-use crate::unix_http;
 use crate::wire::{ApiError, Assignment};
 use mount_child::MountChild;
 use recovering::Running;
@@ -63,7 +66,9 @@ pub fn socket_of(place: &Place) -> PathBuf {
 /// Runs an agent; its assignment comes on standard input.
 pub fn run() -> ExitCode {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    match work() {
+    let worked = work();
+    pgthaw_link::remove_if_unused();
+    match worked {
         Ok(()) => ExitCode::SUCCESS,
         Err(err) => {
             eprintln!("{err}");
@@ -81,14 +86,17 @@ fn work() -> io::Result<()> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let _directories = create_directories(&assignment.place, &os_user, &assignment)?;
+    let view = watch::channel(AgentView::default()).0;
+    let remote_target = delivering::remote_target(&assignment, view.clone())?;
     let agent = Arc::new(Agent {
         assignment,
         os_user,
-        view: watch::channel(AgentView::default()).0,
+        view,
         map: Mutex::default(),
         mount: Mutex::default(),
         running: tokio::sync::Mutex::default(),
         target: Mutex::default(),
+        remote_target,
         contact: Mutex::new(tokio::time::Instant::now()),
         gone: watch::channel(false).0,
     });
@@ -104,7 +112,7 @@ fn create_directories(
     let root = rustix::process::geteuid().is_root();
     let owned_by = |ids: (u32, u32)| root.then_some(ids);
     let postgres = (os_user.uid, os_user.gid);
-    let reader = mounting::repository_owner(assignment)?;
+    let reader = mounting::reader_of(assignment, os_user)?;
     let work = &place.work_directory;
     let outer_mode = if root { 0o711 } else { 0o700 }; // other accounts of the session must get through to their own
     let mut held = vec![create_private_directory(work, &place.marker, None, outer_mode)?];
@@ -158,7 +166,9 @@ pub struct Agent {
     map: Mutex<Option<Vec<u8>>>,
     mount: Mutex<Option<Arc<MountChild>>>,
     running: tokio::sync::Mutex<Option<Running>>,
-    target: Mutex<Option<Arc<pgthaw_mover::TargetDirectory>>>,
+    target: Mutex<Option<Arc<dyn pgthaw_mover::Target>>>,
+    /// The same where it is on another machine: connections to it come and go.
+    remote_target: Option<Arc<RemoteTarget>>,
     contact: Mutex<tokio::time::Instant>,
     gone: watch::Sender<bool>,
 }
@@ -202,6 +212,9 @@ impl Agent {
     /// Ends everything that runs: pg_dump, then whatever waits for the mount, then PostgreSQL, then the mount.
     async fn end_everything(&self) {
         self.gone.send_replace(true);
+        if let Some(target) = &self.remote_target {
+            target.abort();
+        }
         let begun = tokio::time::Instant::now();
         let mount = lock(&self.mount).take();
         if let Some(mount) = &mount {
@@ -230,7 +243,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 async fn serve(agent: Arc<Agent>) -> io::Result<()> {
-    let listener = unix_http::bind(&socket_of(&agent.assignment.place))?;
+    let listener = http::bind(&socket_of(&agent.assignment.place))?;
     let router = axum::Router::new()
         .route("/v1/observe", get(observe))
         .route("/v1/map", put(take_map))
@@ -266,7 +279,7 @@ async fn serve(agent: Arc<Agent>) -> io::Result<()> {
             }
         }
     };
-    unix_http::serve(listener, router, end).await
+    http::serve(listener, router, end).await
 }
 
 type Shared = State<Arc<Agent>>;

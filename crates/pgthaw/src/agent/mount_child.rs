@@ -21,6 +21,15 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 /// How long a report may take.
 const REPORT_LIMIT: Duration = Duration::from_secs(60);
 
+/// What a mount tells by itself.
+#[derive(Debug)]
+pub enum Told {
+    /// Something that ends the attempt.
+    Broken(Failure),
+    /// Reads wait for the repository, and why; nothing once they do not.
+    Waiting(Option<String>),
+}
+
 /// A running mount.
 pub struct MountChild {
     process: Mutex<Process>,
@@ -30,7 +39,7 @@ pub struct MountChild {
 
 impl MountChild {
     /// Starts the child as user `ids` (when we are root), hands it the mounted `device` and the `map`, and waits until it
-    /// answers. `broken` is called with every fault, and when the child ends by itself.
+    /// answers. `tell` is called with every fault, with every change of the link to the repository, and when the child ends by itself.
     ///
     /// # Errors
     /// When it does not start.
@@ -41,7 +50,7 @@ impl MountChild {
         ids: (u32, u32),
         marker: &str,
         log: &Path,
-        broken: impl Fn(Failure) + Send + 'static,
+        tell: impl Fn(Told) + Send + 'static,
     ) -> Result<Self, Failure> {
         let failed = |err: io::Error| Failure::new(format!("start the mount's process: {err}"));
         let mut command = internal::command(Child::Mount);
@@ -70,12 +79,15 @@ impl MountChild {
         thread::spawn(move || {
             for line in BufReader::new(output).lines() {
                 match line.ok().and_then(|line| serde_json::from_str(&line).ok()) {
-                    Some(MountEvent::Fault { message, hint }) => broken(Failure { message, hint }),
+                    Some(MountEvent::Fault { message, hint }) => {
+                        tell(Told::Broken(Failure { message, hint }));
+                    }
+                    Some(MountEvent::Reachable { waiting }) => tell(Told::Waiting(waiting)),
                     Some(event) => drop(sender.send(event)), // nobody waits for it any more
                     None => break,
                 }
             }
-            broken(Failure::new("the process that serves the mount has ended"));
+            tell(Told::Broken(Failure::new("the process that serves the mount has ended")));
         });
         let told = send(&mut input, &task).and_then(|()| input.write_all(map));
         let child = Self {
@@ -112,6 +124,19 @@ impl MountChild {
     pub fn verify(&self, databases: Vec<u32>) -> Result<Vec<String>, Failure> {
         match self.ask(&MountCommand::Verify { databases }, None)? {
             MountEvent::Verified { wrong } => Ok(wrong),
+            other => Err(Failure::new(format!("the mount answered {other:?}"))),
+        }
+    }
+
+    /// Looks for WAL after the record that begins at `after`; returns the first valid page of it.
+    ///
+    /// # Errors
+    /// When the WAL cannot be read, or the mount ends meanwhile.
+    pub fn later_wal(&self, after: &str) -> Result<Option<String>, Failure> {
+        match self.ask(&MountCommand::LaterWal { after: after.into() }, None)? {
+            MountEvent::LaterWal { page } => {
+                page.map_err(|err| Failure::new(format!("read the backup's WAL: {err}")))
+            }
             other => Err(Failure::new(format!("the mount answered {other:?}"))),
         }
     }

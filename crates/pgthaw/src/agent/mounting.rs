@@ -2,13 +2,16 @@
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Json;
 use pgthaw_mountfs::{mount_as_root, mount_as_user};
+use pgthaw_postgres::os_user::OsUser;
 use pgthaw_session::observed::Failure;
+use pgthaw_session::session::Place;
 
-use super::mount_child::MountChild;
+use super::mount_child::{MountChild, Told};
 use super::{Agent, begin_once, lock};
 use crate::internal::mount::MountTask;
 use crate::internal::source::with_causes;
@@ -26,11 +29,14 @@ pub fn begin(agent: Arc<Agent>) -> Json<()> {
     })
 }
 
-/// User and group that read the repository: its owner.
+/// User and group that read the repository: its owner, or PostgreSQL's account where it is on another machine.
 ///
 /// # Errors
 /// When the repository cannot be looked at.
-pub fn repository_owner(assignment: &Assignment) -> io::Result<(u32, u32)> {
+pub fn reader_of(assignment: &Assignment, os_user: &OsUser) -> io::Result<(u32, u32)> {
+    if assignment.request.staging.is_some() {
+        return Ok((os_user.uid, os_user.gid));
+    }
     let path = &assignment.request.repository.path;
     let meta = std::fs::metadata(path);
     let meta = meta.map_err(|err| {
@@ -43,7 +49,8 @@ fn mount(agent: &Arc<Agent>) -> Result<(), Failure> {
     let assignment = &agent.assignment;
     let place = &assignment.place;
     let map = lock(&agent.map).take().ok_or_else(|| Failure::new("the map has not arrived"))?;
-    let owner = repository_owner(assignment).map_err(|err| Failure::new(err.to_string()))?;
+    let owner =
+        reader_of(assignment, &agent.os_user).map_err(|err| Failure::new(err.to_string()))?;
     let root = rustix::process::geteuid().is_root();
     let device =
         if root { mount_as_root(&place.mountpoint) } else { mount_as_user(&place.mountpoint) };
@@ -57,14 +64,24 @@ fn mount(agent: &Arc<Agent>) -> Result<(), Failure> {
         layer_directory: place.work_directory.join("layer"),
         owner: (agent.os_user.uid, agent.os_user.gid),
         cache_bytes: assignment.request.cache_size.unwrap_or_else(default_cache),
+        timeline: assignment.facts.start.timeline,
+        reads_socket: assignment.request.staging.is_some().then(|| reads_socket(place)),
         map_bytes: 0,
     };
     let told = agent.clone();
-    let broken = move |failure: Failure| told.broken(failure);
+    let tell = move |what| match what {
+        Told::Broken(failure) => told.broken(failure),
+        Told::Waiting(why) => told.show(|view| view.waiting_for_repository = why),
+    };
     let log = place.work_directory.join("agent").join("mount.log");
-    let child = MountChild::start(task, device, &map, owner, &place.marker, &log, broken)?;
+    let child = MountChild::start(task, device, &map, owner, &place.marker, &log, tell)?;
     *lock(&agent.mount) = Some(Arc::new(child));
     Ok(())
+}
+
+/// The socket on which connections for reads arrive.
+pub fn reads_socket(place: &Place) -> PathBuf {
+    place.work_directory.join("layer").join("reads.sock")
 }
 
 /// A quarter of the memory that is free now, at most [`DEFAULT_CACHE`].

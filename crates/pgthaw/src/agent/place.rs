@@ -16,7 +16,7 @@ pub const DUMP_DIRECTORIES: [&str; 2] = ["/var/tmp", "/tmp"];
 /// Where root mounts.
 pub const ROOTS_MOUNTS: &str = "/run/media/pgthaw";
 
-/// Chooses where session `id` works.
+/// Chooses where session `id` works on this machine. The target's directories are left to the target's machine.
 ///
 /// # Errors
 /// When none of the directories for the dump can be looked at.
@@ -44,12 +44,16 @@ pub fn choose_place(id: &str, request: &ExportRequest, marker: String) -> Result
         Failure::new("no directory for the dump can be used").hint("name one with --dump-dir")
     })?;
     Ok(Place {
+        host: request.staging.clone(),
         marker,
         work_directory,
         mountpoint,
         mount_directories,
         dump_directory: dump_parent.join(format!("{name}-dump")),
-        target_directories: missing_directories(&request.target),
+        target_directories: match request.delivers_elsewhere() {
+            true => Vec::new(),
+            false => missing_directories(&request.target),
+        },
     })
 }
 

@@ -21,8 +21,7 @@ use pgthaw_session::observed::{Failure, InstanceReady, RecoveryEnd, SelectedData
 use tokio::task::JoinHandle;
 
 use super::{Agent, begin_once};
-use crate::internal::source::{LaterWal, SourceTask, with_causes};
-use crate::internal::{self, Child};
+use crate::internal::source::with_causes;
 
 /// Connections beside pg_dump's workers and its leader: ours, and some in reserve.
 const OWN_CONNECTIONS: u32 = 6;
@@ -281,33 +280,24 @@ fn refuse_early_end(last: &str, done: Lsn, start: &crate::wire::StartFacts) -> R
 
 /// PostgreSQL takes unreadable WAL for the end of WAL: no later page of it may lie in `pg_wal`.
 async fn refuse_later_wal(agent: &Agent, end: &RecoveryEnd) -> Result<(), Failure> {
-    let assignment = &agent.assignment;
-    let task = SourceTask::LaterWal {
-        repository: assignment.request.repository.clone(),
-        backup: assignment.facts.backup.id.clone(),
-        recovery: assignment.request.recovery,
-        after: end.lsn.clone(),
+    let (mount, after) = (agent.mount()?, end.lsn.clone());
+    let later = tokio::task::spawn_blocking(move || mount.later_wal(&after)).await;
+    let Some(page) = later.map_err(|err| Failure::new(format!("looking for WAL: {err}")))?? else {
+        return Ok(());
     };
-    let owner = super::mounting::repository_owner(assignment).map_err(failed)?;
-    let answer = internal::ask(Child::Source, Some(owner), &task).await?;
-    let later: LaterWal = serde_json::from_slice(&answer).map_err(failed)?;
-    match later.page {
-        None => Ok(()),
-        Some(page) => {
-            let hint = match assignment.facts.start.crash_recovery {
-                true => {
-                    "the snapshot was not taken at one instant, or its WAL is damaged: use another backup"
-                }
-                false => "recover to the end of the backup, or have the archive checked",
-            };
-            let (facts, done) = (&assignment.facts.start, &end.lsn);
-            let segment = segment_of(done, facts).unwrap_or_else(|| done.clone());
-            let message = format!(
-                "recovery ended at {done}, but the WAL goes on at {page}: the WAL between is damaged (segment {segment} or the next)"
-            );
-            Err(Failure::new(message).hint(hint))
+    let facts = &agent.assignment.facts.start;
+    let hint = match facts.crash_recovery {
+        true => {
+            "the snapshot was not taken at one instant, or its WAL is damaged: use another backup"
         }
-    }
+        false => "recover to the end of the backup, or have the archive checked",
+    };
+    let done = &end.lsn;
+    let segment = segment_of(done, facts).unwrap_or_else(|| done.clone());
+    let message = format!(
+        "recovery ended at {done}, but the WAL goes on at {page}: the WAL between is damaged (segment {segment} or the next)"
+    );
+    Err(Failure::new(message).hint(hint))
 }
 
 /// The name of the WAL segment that holds `lsn`.

@@ -11,7 +11,8 @@ use pgthaw_mover::{
 use pgthaw_session::observed::{Failure, InstanceReady, Progress};
 use serde::Serialize;
 
-use super::dumping::{moving, refuse_faults, target};
+use super::delivering::target;
+use super::dumping::{moving, refuse_faults};
 use super::{Agent, begin_once};
 use crate::internal::mount::CoverageCount;
 
@@ -165,8 +166,9 @@ fn seal(agent: &Arc<Agent>, oids: &[u32], pg_dump_version: String) -> Result<u64
     sums.sort_by(|a, b| a.path.cmp(&b.path));
     target.write_sha256sums(&sums).map_err(moving)?;
     target.write_export_json(&json).map_err(moving)?;
+    let bytes = target.export_bytes(&sums).map_err(moving)?;
     target.remove_staging().map_err(moving)?;
-    Ok(size_of_files(target.path(), &sums))
+    Ok(bytes)
 }
 
 fn export_json(

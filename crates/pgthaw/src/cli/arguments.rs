@@ -183,8 +183,10 @@ pub struct ExportOptions {
     ///
     /// It gets DIR/<database>/ in pg_dump's directory format, DIR/globals.sql with roles and tablespaces, DIR/SHA256SUMS and, when all is
     /// complete, DIR/export.json.
-    #[arg(long = "to", value_name = "DIR", value_parser = values::target, value_hint = ValueHint::DirPath, required = true)]
-    pub target: PathBuf,
+    ///
+    /// TARGET is a directory of this machine, or host:DIR, user@host:DIR or ssh://user@host:port/DIR for one that ssh reaches.
+    #[arg(long = "to", value_name = "TARGET", value_parser = values::target, value_hint = ValueHint::DirPath, required = true)]
+    pub target: pgthaw_link::Place,
     /// Replace the earlier export in that directory once the new one is verified
     ///
     /// Only files that the earlier export lists in its own export.json and SHA256SUMS are removed.
@@ -252,8 +254,15 @@ pub struct DumpOptions {
 
 /// Where and how the work is done.
 #[derive(Debug, Args, Default)]
-#[command(next_help_heading = "Options for the work on this machine")]
+#[command(next_help_heading = "Where and how the work is done")]
 pub struct WorkOptions {
+    /// Mount the backup, start PostgreSQL and dump on this machine, which ssh reaches; without it here
+    ///
+    /// HOST is written as for ssh: host, user@host, ssh://user@host:port, or an alias of ~/.ssh/config. pgthaw is carried over
+    /// where it is not installed; PostgreSQL of the backup's major version and fuse3 have to be there. The directories and
+    /// accounts of the options below are that machine's.
+    #[arg(long, value_name = "HOST", value_parser = values::host)]
+    pub staging: Option<pgthaw_link::Host>,
     /// Keep the dump here until it is delivered; without it the roomier of /var/tmp and /tmp
     #[arg(long, value_name = "DIR", value_parser = values::path, value_hint = ValueHint::DirPath)]
     pub dump_dir: Option<PathBuf>,
@@ -313,7 +322,8 @@ Examples:
   pgthaw export /backups/prod -d crm --to /srv/crm --target-latest
   pgthaw export /backups/prod -d crm --to /srv/crm --backup 20261122-101112F
   pgthaw export pgbackrest:/backups/prod --stanza main -d crm --to /srv/crm
-  pgthaw export /backups/prod -d crm -t 'invoice*' --to /srv/crm -- --no-owner")]
+  pgthaw export /backups/prod -d crm -t 'invoice*' --to /srv/crm -- --no-owner
+  pgthaw export /backups/prod -d crm --staging dba@db-stage --to ops@files:/srv/crm")]
 pub struct ExportArguments {
     /// How the result is printed.
     #[command(flatten)]
@@ -382,8 +392,17 @@ Example:
   pgthaw attach 20261122-101112-kqvd")]
 pub struct AttachArguments {
     /// The session's id, as `pgthaw sessions` shows it
-    #[arg(value_name = "ID", value_parser = values::name)]
-    pub id: String,
+    #[arg(value_name = "ID", value_parser = values::name, required_unless_present_any = ["stdio", "build"])]
+    pub id: Option<String>,
+    /// Serve another machine's server on standard input and output; ssh starts this
+    #[arg(long, conflicts_with_all = ["id", "build"])]
+    pub stdio: bool,
+    /// With --stdio: serve as this and nothing else, for a line in authorized_keys
+    #[arg(long, value_enum, value_name = "ROLE", requires = "stdio")]
+    pub only: Option<crate::attach::Only>,
+    /// Print which build this is
+    #[arg(long, hide = true)]
+    pub build: bool,
     /// How the result is printed.
     #[command(flatten)]
     pub output: OutputOption,

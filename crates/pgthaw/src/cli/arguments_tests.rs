@@ -60,7 +60,7 @@ fn bad_lines_are_usage_errors() {
     use ErrorKind as K;
     let lines = [
         ("export /b --to /o", K::MissingRequiredArgument, "--dbname"),
-        ("export /b -d crm", K::MissingRequiredArgument, "--to <DIR>"),
+        ("export /b -d crm", K::MissingRequiredArgument, "--to <TARGET>"),
         ("export -d crm --to /o", K::MissingRequiredArgument, "REPO"),
         ("export /b -d crm --all --to /o", K::ArgumentConflict, "--all"),
         (
@@ -68,8 +68,10 @@ fn bad_lines_are_usage_errors() {
             K::ArgumentConflict,
             "--exclude-database",
         ),
-        ("export /b -d crm --to host:/o", K::ValueValidation, "another machine"),
-        ("export /b -d crm --to ssh://u@host/o", K::ValueValidation, "another machine"),
+        ("export /b -d crm --to -oProxyCommand=x:/o", K::UnknownArgument, "-o"),
+        ("export /b -d crm --to=-oProxyCommand=x:/o", K::ValueValidation, "no host"),
+        ("export /b -d crm --to ssh://u@host", K::ValueValidation, "no host"),
+        ("export /b -d crm --to /o --staging ssh://h:x", K::ValueValidation, "no host"),
         ("export s3://b -d crm --to /o", K::ValueValidation, "no kind of repository"),
         ("export /b -d crm --to /o -j 0", K::ValueValidation, "0 is not in 1..=256"),
         ("export /b -d crm --to /o -Z brotli", K::ValueValidation, "no compression"),
@@ -80,7 +82,6 @@ fn bad_lines_are_usage_errors() {
             "--no-globals",
         ),
         ("export /b -d crm --to /o --target-time now", K::UnknownArgument, "--target-time"),
-        ("export /b -d crm --to /o --staging host", K::UnknownArgument, "--staging"),
         ("export /b crm -d crm --to /o", K::UnknownArgument, "crm"),
         ("databases", K::MissingRequiredArgument, "REPO"),
         ("databases /b --atomic-snapshot --backup-label f", K::ArgumentConflict, "--backup-label"),

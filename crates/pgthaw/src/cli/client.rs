@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::process::{Child, Command};
 
-use crate::unix_http::{self, ClientError, EventStream};
+use crate::http::{self, ClientError, EventStream};
 use crate::wire::ApiError;
 
 /// Name of the socket in the state directory.
@@ -40,6 +40,7 @@ impl From<ClientError> for ApiError {
     fn from(error: ClientError) -> Self {
         match error {
             ClientError::Api(error) => error,
+            ClientError::NoLine(error) => error.into(),
             ClientError::NotListening(_) | ClientError::Broken { .. } => Self {
                 message: format!("pgthaw's server: {error}"),
                 hint: Some(
@@ -177,7 +178,7 @@ impl Client {
         path: &str,
         body: &impl Serialize,
     ) -> Result<T, ApiError> {
-        let answer = unix_http::request(&self.socket(), "POST", path, Some(body)).await;
+        let answer = http::request(&self.socket(), "POST", path, Some(body)).await;
         if !matches!(answer, Err(ClientError::Broken { .. } | ClientError::NotListening(_))) {
             return Ok(answer?);
         }
@@ -190,7 +191,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`]: a follower goes on after a broken connection.
     pub async fn events(&self, id: &str) -> Result<EventStream, ClientError> {
-        unix_http::stream(&self.socket(), &session_path(id, "/events")).await
+        http::stream(&self.socket(), &session_path(id, "/events")).await
     }
 
     async fn request<T: DeserializeOwned>(
@@ -199,12 +200,12 @@ impl Client {
         path: &str,
         body: Option<impl Serialize>,
     ) -> Result<T, ApiError> {
-        let answer = unix_http::request(&self.socket(), method, path, body.as_ref()).await;
+        let answer = http::request(&self.socket(), method, path, body.as_ref()).await;
         if !matches!(answer, Err(ClientError::NotListening(_))) {
             return Ok(answer?);
         }
         self.ensure_server().await?; // it had just ended itself; nothing was sent
-        Ok(unix_http::request(&self.socket(), method, path, body).await?)
+        Ok(http::request(&self.socket(), method, path, body).await?)
     }
 
     fn socket(&self) -> PathBuf {
@@ -228,7 +229,9 @@ impl Client {
                     broken += 1;
                     error
                 }
-                Err(error @ ClientError::Broken { .. }) => return Err(error.into()),
+                Err(error @ (ClientError::Broken { .. } | ClientError::NoLine(_))) => {
+                    return Err(error.into());
+                }
                 Err(error @ ClientError::NotListening(_)) => {
                     let ended = match &mut started {
                         None => true,
@@ -260,11 +263,12 @@ impl Client {
             version: String,
         }
         let socket = self.socket();
-        let asked = unix_http::request::<Answer>(&socket, "GET", "/v1/version", None::<()>);
+        let asked = http::request::<Answer>(&socket, "GET", "/v1/version", None::<()>);
         match tokio::time::timeout(VERSION_LIMIT, asked).await {
             Ok(answer) => answer.map(|answer| answer.version),
             Err(_) => {
-                Err(ClientError::Broken { socket, reason: "the server does not answer".into() })
+                let address = format!("`{}`", socket.display());
+                Err(ClientError::Broken { address, reason: "the server does not answer".into() })
             }
         }
     }

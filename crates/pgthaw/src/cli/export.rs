@@ -10,9 +10,10 @@ use pgthaw_session::{SessionState, Status};
 use super::arguments::{AttachArguments, CancelArguments, ExportArguments, Output, RetryArguments};
 use super::client::{Client, session_path};
 use super::follow::{Ending, Interrupts, Noticed, OnInterrupt, follow};
-use super::report::{self, Delivered};
+use super::report;
 use super::requests::Surroundings;
 use super::{Answer, terminal};
+use crate::delivered::Delivered;
 use crate::wire::{ApiError, LogLine, SessionCreated};
 
 /// `pgthaw export`.
@@ -41,16 +42,17 @@ pub async fn export(arguments: &ExportArguments) -> Answer {
     }
     let on_interrupt = if interrupted { OnInterrupt::Leave } else { OnInterrupt::Stop };
     let ending = follow(&client, &id, 0, on_interrupt, &mut interrupts).await?;
-    finish(ending, &id, interrupted, Some(begun), output)
+    finish(&client, ending, &id, interrupted, Some(begun), output).await
 }
 
 /// `pgthaw attach`.
 pub async fn attach(client: &Client, arguments: &AttachArguments) -> Answer {
     let mut interrupts = Interrupts::notice()?;
-    let status: Status = client.get(&session_path(&arguments.id, "")).await?;
+    let id = arguments.id.as_deref().unwrap_or_default(); // the parser wants one
+    let status: Status = client.get(&session_path(id, "")).await?;
     let begun = status.state.is_active().then_some(status.created_at);
     let ending = follow(client, &status.id, 0, OnInterrupt::Stop, &mut interrupts).await?;
-    finish(ending, &status.id, false, begun, arguments.output.output)
+    finish(client, ending, &status.id, false, begun, arguments.output.output).await
 }
 
 /// `pgthaw retry`.
@@ -81,7 +83,7 @@ pub async fn retry(client: &Client, arguments: &RetryArguments) -> Answer {
     }
     let ending = follow(client, id, known, OnInterrupt::Stop, &mut interrupts).await?;
     let begun = if retried { begun } else { status.created_at };
-    finish(ending, id, false, Some(begun), output)
+    finish(client, ending, id, false, Some(begun), output).await
 }
 
 /// `pgthaw cancel`.
@@ -152,7 +154,8 @@ async fn unless_left<T>(
 }
 
 /// Says how a followed session ended. `begun` is when the work began that was followed.
-fn finish(
+async fn finish(
+    client: &Client,
     ending: Ending,
     id: &str,
     stopped_before: bool,
@@ -175,7 +178,9 @@ fn finish(
                 let took = begun.and_then(|begun| {
                     Duration::try_from(Timestamp::now().duration_since(begun)).ok()
                 });
-                let delivered = Delivered::look(&status);
+                // A server that cannot tell has told the status: the export is there all the same.
+                let delivered: Delivered =
+                    client.get(&session_path(id, "/delivered")).await.unwrap_or_default();
                 terminal::print(&report::success(&status, &delivered, took))?;
             }
             ExitCode::SUCCESS

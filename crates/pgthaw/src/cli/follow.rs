@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use super::client::{Client, session_path};
 use super::progress::Progress;
 use super::terminal;
-use crate::unix_http::ClientError;
+use crate::http::ClientError;
 use crate::wire::{ApiError, LogLine};
 
 /// A connection that held longer than this was a good one.

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::*;
 use crate::cli::samples;
-use crate::unix_http;
+use crate::http;
 
 /// What the server sends on one connection, and whether it breaks the connection off afterwards.
 type Script = (Vec<String>, bool);
@@ -30,7 +30,7 @@ struct Server {
 fn start(scripts: Vec<Script>) -> Server {
     let directory = tempfile::tempdir().unwrap();
     let state: PathBuf = directory.path().into();
-    let listener = unix_http::bind(&state.join("server.sock")).unwrap();
+    let listener = http::bind(&state.join("server.sock")).unwrap();
     let scripts = Arc::new(Mutex::new(scripts.into_iter()));
     let stops = Arc::new(AtomicUsize::new(0));
     let events = move || {
@@ -58,7 +58,7 @@ fn start(scripts: Vec<Script>) -> Server {
         .route("/v1/version", get(async move || Json(version)))
         .route("/v1/sessions/{id}/events", get(events))
         .route("/v1/sessions/{id}/stop", post(stop));
-    tokio::spawn(unix_http::serve(listener, router, std::future::pending()));
+    tokio::spawn(http::serve(listener, router, std::future::pending()));
     Server { client: Client::at(state), stops, _directory: directory }
 }
 

@@ -102,7 +102,7 @@ mod tests {
         assert!(pages.iter().all(|page| !page.text.contains("EXTRA")));
         assert!(pages[0].text.contains(".SH \"EXIT STATUS\"\n.nf\n0    everything"));
         let export = pages.iter().find(|page| page.file == "pgthaw-export.1").unwrap();
-        let want = "\n.SH SYNOPSIS\npgthaw export [OPTIONS] \\-\\-to <DIR> ";
+        let want = "\n.SH SYNOPSIS\npgthaw export [OPTIONS] \\-\\-to <TARGET> ";
         assert!(export.text.contains(want), "{}", export.text);
         let example = "\npgthaw export /backups/prod \\-d crm \\-d sales \\-\\-to /srv/both \\-j 4 \\-Z zstd:3\n";
         let (_, examples) = export.text.split_once(".SH EXAMPLES\n.nf\n").unwrap();

@@ -49,6 +49,8 @@ pub fn main() -> ExitCode {
     let answer = match arguments.command {
         Command::Serve(arguments) => return crate::server::run(arguments.until_idle),
         Command::Internal(arguments) => return crate::internal::run(arguments.child),
+        Command::Attach(arguments) if arguments.build => return crate::attach::print_build(),
+        Command::Attach(arguments) if arguments.stdio => return crate::attach::run(arguments.only),
         Command::Completions(arguments) => completions(arguments.shell),
         Command::Man(arguments) => man(&arguments),
         command => tokio::runtime::Builder::new_current_thread()

@@ -1,9 +1,7 @@
 //! The last words of an export: what was delivered and how to load it, or what failed and how to go on.
 //!
-//! Pure but for [`Delivered::look`]: everything to say comes in.
+//! Pure: everything to say comes in.
 
-use std::io::Read;
-use std::path::Path;
 use std::time::Duration;
 
 use pgthaw_mover::{GLOBALS_SQL, file_name_for_database};
@@ -11,106 +9,8 @@ use pgthaw_postgres::dump::{Given, given_options};
 use pgthaw_session::{DatabaseState, SessionState, Status};
 
 use super::text;
+use crate::delivered::Delivered;
 use crate::wire::ApiError;
-
-/// What the last words need besides the status; read from the export itself.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Delivered {
-    /// `globals.sql` is there.
-    pub globals: bool,
-    /// Where `globals.sql` creates tablespaces.
-    pub tablespaces: Vec<String>,
-    /// What pg_dump was told besides.
-    pub pg_dump_arguments: Vec<String>,
-    /// Settings of a database or role that would disturb a load of it: database and name; no database for a role's own.
-    pub disturbing: Vec<(Option<String>, String)>,
-}
-
-/// What databases and roles may set for themselves that makes a load fail, with the value that a session needs instead.
-const DISTURBING: [(&str, &str); 4] = [
-    ("default_transaction_read_only", "off"),
-    ("session_preload_libraries", ""),
-    ("local_preload_libraries", ""),
-    ("role", "none"),
-];
-/// Bytes of a `toc.dat` that are looked at: pg_dump sorts a database and its settings before everything in it.
-const TOC_HEAD: u64 = 1 << 20;
-
-impl Delivered {
-    /// Looks into the export that `status` is about; what cannot be read counts as not there.
-    pub fn look(status: &Status) -> Self {
-        #[derive(serde::Deserialize)]
-        struct ExportJson {
-            #[serde(default)]
-            pg_dump_arguments: Vec<String>,
-        }
-        let target = Path::new(&status.target);
-        let export = std::fs::read(target.join(pgthaw_mover::EXPORT_JSON)).ok();
-        let export: Option<ExportJson> = export.and_then(|json| serde_json::from_slice(&json).ok());
-        let globals = std::fs::read(target.join(GLOBALS_SQL)).ok();
-        let text = globals.as_deref().map(String::from_utf8_lossy).unwrap_or_default();
-        let of_roles = disturbing_settings(&text).map(|name| (None, name.to_owned()));
-        let mut disturbing: Vec<_> = of_roles.collect();
-        for database in &status.databases {
-            let toc = target.join(file_name_for_database(&database.name)).join("toc.dat");
-            let mut head = Vec::new();
-            let read =
-                std::fs::File::open(toc).and_then(|f| f.take(TOC_HEAD).read_to_end(&mut head));
-            let text = String::from_utf8_lossy(if read.is_ok() { &head } else { &[] });
-            disturbing.extend(
-                disturbing_settings(&text)
-                    .map(|name| (Some(database.name.clone()), name.to_owned())),
-            );
-        }
-        disturbing.sort();
-        disturbing.dedup();
-        Self {
-            globals: globals.is_some(),
-            tablespaces: text.lines().filter_map(tablespace_location).collect(),
-            pg_dump_arguments: export.map(|export| export.pg_dump_arguments).unwrap_or_default(),
-            disturbing,
-        }
-    }
-
-    /// The `PGOPTIONS` that a load of `database` needs, with a blank behind it.
-    fn pgoptions(&self, database: &str) -> String {
-        let needed = |name: &str| {
-            self.disturbing
-                .iter()
-                .any(|(of, found)| found == name && of.as_deref().is_none_or(|of| of == database))
-        };
-        let options = DISTURBING.iter().filter(|(name, _)| needed(name));
-        let options: Vec<_> = options.map(|(name, value)| format!("-c {name}={value}")).collect();
-        if options.is_empty() {
-            String::new()
-        } else {
-            format!("PGOPTIONS='{}' ", options.join(" "))
-        }
-    }
-}
-
-/// The settings in pg_dump's or pg_dumpall's output that would disturb a load.
-fn disturbing_settings(text: &str) -> impl Iterator<Item = &'static str> {
-    let names = text.lines().filter_map(|line| {
-        // In toc.dat the length of the text stands before it.
-        let at = line.find("ALTER DATABASE ").or_else(|| line.find("ALTER ROLE "))?;
-        let (_, setting) = line[at..].split_once(" SET ")?;
-        DISTURBING.iter().map(|(name, _)| *name).find(|name| {
-            setting
-                .trim_start_matches('"')
-                .strip_prefix(name)
-                .is_some_and(|rest| rest.trim_start_matches('"').starts_with([' ', '=']))
-        })
-    });
-    names.collect::<Vec<_>>().into_iter()
-}
-
-/// The location in a line `CREATE TABLESPACE … LOCATION '…';`.
-fn tablespace_location(line: &str) -> Option<String> {
-    let (_, location) = line.strip_prefix("CREATE TABLESPACE ")?.split_once(" LOCATION ")?;
-    let location = location.strip_suffix(';')?.trim_start_matches('E');
-    Some(location.strip_prefix('\'')?.strip_suffix('\'')?.replace("''", "'"))
-}
 
 /// Returns what is said of an export that succeeded.
 pub fn success(status: &Status, delivered: &Delivered, took: Option<Duration>) -> String {
@@ -136,7 +36,10 @@ pub fn success(status: &Status, delivered: &Delivered, took: Option<Duration>) -
     if status.databases.iter().any(|database| !delivered.pgoptions(&database.name).is_empty()) {
         lines.push("Note: databases or roles have settings of their own that would make the load fail; PGOPTIONS overrides them".into());
     }
-    lines.push("Load it with".into());
+    lines.push(match &status.target_host {
+        None => "Load it with".into(),
+        Some(host) => format!("Load it on {} with", text::one_line(host)),
+    });
     lines
         .extend(load_commands(status, delivered).into_iter().map(|command| format!("  {command}")));
     lines.join("\n") + "\n"
@@ -144,7 +47,7 @@ pub fn success(status: &Status, delivered: &Delivered, took: Option<Duration>) -
 
 /// Returns the commands that load an export into a server, in their order.
 fn load_commands(status: &Status, delivered: &Delivered) -> Vec<String> {
-    let target = Path::new(&status.target);
+    let target = status.target_directory();
     let file = |name: &str| text::shell_word(&target.join(name).to_string_lossy());
     let globals = delivered.globals.then(|| format!("psql -X -f {} postgres", file(GLOBALS_SQL)));
     let whole = missing_definitions(&given_options(&delivered.pg_dump_arguments)).is_none();
@@ -372,6 +275,12 @@ Load it with
         assert_eq!(connection_word("a='b"), r"dbname='a=\'b'");
     }
 
+    /// Looks into the export of a status on this machine.
+    fn look(status: &Status) -> Delivered {
+        let databases: Vec<_> = status.databases.iter().map(|d| d.name.clone()).collect();
+        Delivered::look(status.target_directory(), &databases)
+    }
+
     #[test]
     fn settings_that_disturb_a_load_are_overridden() {
         let mut status = samples::status();
@@ -384,7 +293,7 @@ Load it with
             ALTER ROLE a IN DATABASE crm SET session_preload_libraries TO 'x';\n\0\xff";
         std::fs::create_dir(directory.path().join("crm")).unwrap();
         std::fs::write(directory.path().join("crm/toc.dat"), toc).unwrap();
-        let delivered = Delivered::look(&status);
+        let delivered = look(&status);
         assert_eq!(delivered.tablespaces, ["/srv/it's"]);
         assert_eq!(delivered.pgoptions("my sales"), "PGOPTIONS='-c role=none' ");
         let want = "PGOPTIONS='-c default_transaction_read_only=off -c session_preload_libraries= -c role=none' pg_restore --create";
@@ -392,6 +301,18 @@ Load it with
         let said = success(&status, &delivered, None);
         assert!(said.contains("PGOPTIONS overrides them\n"), "{said}");
         assert!(said.contains("owned by the server's account: /srv/it's\n"), "{said}");
+    }
+
+    #[test]
+    fn on_another_machine_it_is_loaded_there() {
+        let mut status = samples::status();
+        status.target_host = Some("ops@files".into());
+        status.target = "ops@files:/srv/exports".into();
+        let delivered = Delivered { globals: true, ..Delivered::default() };
+        let said = success(&status, &delivered, None);
+        assert!(said.contains(" exported to ops@files:/srv/exports: "), "{said}");
+        assert!(said.contains("Load it on ops@files with\n"), "{said}");
+        assert!(said.contains("psql -X -f /srv/exports/globals.sql postgres\n"), "{said}");
     }
 
     #[test]
@@ -465,7 +386,7 @@ Load it with
         let directory = tempfile::tempdir().unwrap();
         let mut status = samples::status();
         status.target = directory.path().to_str().unwrap().into();
-        assert_eq!(Delivered::look(&status), Delivered::default());
+        assert_eq!(look(&status), Delivered::default());
         std::fs::write(directory.path().join("globals.sql"), "").unwrap();
         std::fs::write(
             directory.path().join("export.json"),
@@ -477,6 +398,6 @@ Load it with
             pg_dump_arguments: vec!["--table=a".into()],
             ..Delivered::default()
         };
-        assert_eq!(Delivered::look(&status), want);
+        assert_eq!(look(&status), want);
     }
 }

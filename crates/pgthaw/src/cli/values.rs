@@ -38,15 +38,19 @@ pub fn repository(text: &str) -> Result<RepositoryName, String> {
     Ok(RepositoryName { kind, path: path.into() })
 }
 
-/// Reads the directory that gets an export. A colon before the first `/` would name another machine.
-pub fn target(text: &str) -> Result<PathBuf, String> {
-    if split_at_early_colon(text).is_some() {
-        return Err(format!(
-            "it names another machine, and this version of pgthaw delivers to a directory of this machine only \
-             (a directory with a colon in its name is written `./{text}`)"
-        ));
+/// Reads the directory that gets an export: `DIR`, `host:DIR`, `user@host:DIR` or `ssh://user@host:port/DIR`.
+pub fn target(text: &str) -> Result<pgthaw_link::Place, String> {
+    if text.is_empty() {
+        return Err("it is empty".into());
     }
-    path(text)
+    text.parse::<pgthaw_link::Place>().map_err(|err| {
+        format!("{err} (a directory with a colon in its name is written `./{text}`)")
+    })
+}
+
+/// Reads a machine as `ssh` takes it.
+pub fn host(text: &str) -> Result<pgthaw_link::Host, String> {
+    text.parse().map_err(|err: pgthaw_link::BadHost| err.to_string())
 }
 
 /// Reads a path: any text but none, UTF-8 because it is kept as JSON.
@@ -147,22 +151,15 @@ mod tests {
     }
 
     #[test]
-    fn targets_are_directories_of_this_machine() {
-        let cases = [
-            ("/srv/exports/monday", true),
-            ("monday", true),
-            ("/srv/10:30", true),
-            ("./10:30", true),
-            ("", false),
-            ("host:/srv", false),
-            ("user@host:dir", false),
-            ("ssh://user@host:22/srv", false),
-            ("10:30", false),
-        ];
-        for (text, good) in cases {
-            assert_eq!(target(text).ok(), good.then(|| text.into()), "{text}");
+    fn targets_may_lie_on_other_machines() {
+        let host = |text: &str| target(text).map(|place| place.host.map(|host| host.to_string()));
+        assert_eq!(host("/srv/10:30"), Ok(None));
+        assert_eq!(host("./10:30"), Ok(None));
+        assert_eq!(host("ops@files:dir"), Ok(Some("ops@files".into())));
+        assert_eq!(host("ssh://ops@files:22/srv"), Ok(Some("ssh://ops@files:22".into())));
+        for bad in ["", "-oProxyCommand=x:/srv", "ssh://files", "a b:/srv"] {
+            assert!(target(bad).is_err(), "{bad}");
         }
-        assert!(target("host:/srv").unwrap_err().contains("another machine"));
     }
 
     #[test]

@@ -5,9 +5,11 @@
 //! | `source` | reads a repository: backups, facts, the map     | the repository's owner                   |
 //! | `check`  | checks everything before anything is touched    | root                                     |
 //! | `agent`  | one session on this machine, see [`crate::agent`] | root                                   |
-//! | `mount`  | serves one mount                                | the repository's owner                   |
+//! | `mount`  | serves one mount                                | the repository's owner; `--os-user` where the repository is elsewhere |
+//! | `reads`  | reads stored objects for another machine's mount | the repository's owner                  |
 
 pub mod mount;
+pub mod reads;
 pub mod source;
 
 use std::io::{self, Read};
@@ -32,6 +34,8 @@ pub enum Child {
     Agent,
     /// Serves one mount.
     Mount,
+    /// Reads stored objects for another machine's mount.
+    Reads,
 }
 
 /// Runs as the child `which`; its task comes on standard input.
@@ -42,6 +46,7 @@ pub fn run(which: Child) -> ExitCode {
         Child::Check => check(),
         Child::Agent => crate::agent::run(),
         Child::Mount => mount::run(),
+        Child::Reads => reads::run(),
     }
 }
 

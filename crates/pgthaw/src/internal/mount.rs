@@ -4,25 +4,37 @@
 //! then one [`MountCommand`] per line. It answers with one [`MountEvent`] per line. The end of its standard input ends it:
 //! it lives no longer than the agent that started it.
 
+use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use pgthaw_mountfs::{Fault, FaultKind, FileSystem, Lower, Owner, ServeOptions, Tree};
+use pgthaw_postgres::control::ControlFile;
+use pgthaw_postgres::lsn::{Lsn, Segment, segment_name};
+use pgthaw_postgres::wal::{self, WalIdentity};
 use pgthaw_source::map::BackupMap;
 use pgthaw_source::reader::{Coverage, ReadError, Reader};
-use pgthaw_source::store::LocalStore;
+use pgthaw_source::store::{LinkStatus, LocalStore, ObjectStore, RemoteOptions, RemoteStore};
 use serde::{Deserialize, Serialize};
 
 use super::source::{MountSource, database_of, with_causes};
+use crate::attach::handing::{Handed, take_over};
 
 /// Threads that answer the kernel.
 const FUSE_THREADS: usize = 4;
 /// Threads that decode.
 const POOL_THREADS: usize = 4;
+
+/// How long a read may wait for a repository that cannot be reached.
+pub const STALL_LIMIT: Duration = Duration::from_secs(30 * 60);
 
 /// What to serve.
 #[derive(Debug, Serialize, Deserialize)]
@@ -37,6 +49,10 @@ pub struct MountTask {
     pub owner: (u32, u32),
     /// Bytes of decoded pages kept in memory.
     pub cache_bytes: u64,
+    /// The timeline that is recovered.
+    pub timeline: u32,
+    /// The Unix socket on which connections for reads arrive, where the repository is on another machine.
+    pub reads_socket: Option<PathBuf>,
     /// Bytes of the map that follow.
     pub map_bytes: u64,
 }
@@ -51,6 +67,11 @@ pub enum MountCommand {
     Verify {
         /// Their OIDs.
         databases: Vec<u32>,
+    },
+    /// Look for WAL after the end of recovery: whether something between was missing or damaged.
+    LaterWal {
+        /// Where the last replayed record begins, as `X/X`.
+        after: String,
     },
 }
 
@@ -73,6 +94,16 @@ pub enum MountEvent {
     Verified {
         /// One message per file that could not be read or does not match its checksum.
         wrong: Vec<String>,
+    },
+    /// The answer to [`MountCommand::LaterWal`].
+    LaterWal {
+        /// The first valid page of WAL after that, as `X/X`; or why it could not be looked for.
+        page: Result<Option<String>, String>,
+    },
+    /// The repository can be reached again (no text), or not, and why and since when.
+    Reachable {
+        /// Why reads wait.
+        waiting: Option<String>,
     },
 }
 
@@ -147,8 +178,11 @@ fn serve() -> io::Result<()> {
     let tree = tree(&source.map, &task.mountpoint)?;
     let databases: Vec<u32> =
         source.map.files.iter().map(|file| database_of(file.path.as_str()).unwrap_or(0)).collect();
-    let store = LocalStore::open(source.objects)?;
-    let reader = Arc::new(Reader::new(Arc::new(store), source.map.files, task.cache_bytes));
+    let store: Arc<dyn ObjectStore> = match &task.reads_socket {
+        None => Arc::new(LocalStore::open(source.objects)?),
+        Some(socket) => remote_store(socket, events.clone())?,
+    };
+    let reader = Arc::new(Reader::new(store, source.map.files, task.cache_bytes));
     let (uid, gid) = task.owner;
     let told = events.clone();
     let on_fault = Box::new(move |fault: &Fault| {
@@ -180,6 +214,11 @@ fn serve() -> io::Result<()> {
                         })
                     });
                 }
+                Ok(MountCommand::LaterWal { after }) => {
+                    let page = later_wal(&reader, task.timeline, &after);
+                    events
+                        .send(&MountEvent::LaterWal { page: page.map_err(|err| err.to_string()) });
+                }
                 Err(_) => break,
             }
         }
@@ -189,6 +228,69 @@ fn serve() -> io::Result<()> {
     let options = ServeOptions { fuse_threads: FUSE_THREADS, pool_threads: POOL_THREADS };
     ready.send(&MountEvent::Ready); // the kernel queues requests until they are read
     pgthaw_mountfs::serve(service, device, options)
+}
+
+/// Objects of a repository on another machine: whoever connects to `socket` hands a connection over.
+fn remote_store(socket: &Path, events: Arc<Events>) -> io::Result<Arc<RemoteStore>> {
+    let listener = UnixListener::bind(socket)?;
+    std::fs::set_permissions(socket, PermissionsExt::from_mode(0o600))?;
+    let on_change = move |status: &LinkStatus| {
+        let waiting = (!status.connected).then(|| {
+            let since = jiff::Timestamp::try_from(status.since)
+                .map(|since| since.strftime("%H:%M:%S UTC").to_string());
+            let why = status.problem.as_deref().map(|why| format!(" ({why})")).unwrap_or_default();
+            format!("the repository cannot be reached since {}{why}", since.unwrap_or_default())
+        });
+        events.send(&MountEvent::Reachable { waiting });
+    };
+    let store = Arc::new(RemoteStore::new(RemoteOptions::new(STALL_LIMIT), on_change));
+    let connected = store.clone();
+    thread::spawn(move || {
+        for holder in listener.incoming().flatten() {
+            // Whoever has handed over something else is told by the end of his connection.
+            let Ok(Handed { input, output, holder }) = take_over(holder) else { continue };
+            let hang_up = move || {
+                let _ = holder.shutdown(std::net::Shutdown::Both); // its process ends, and with it the connection
+            };
+            let _ = connected.connect(File::from(input), File::from(output), hang_up); // fails only once all is over
+        }
+    });
+    Ok(store)
+}
+
+/// Finds the first valid page of WAL after the record that begins at `after`, in the backup as it was stored.
+fn later_wal(reader: &Reader, timeline: u32, after: &str) -> io::Result<Option<String>> {
+    let read_whole = |path: &str| {
+        let file = reader.files().iter().position(|file| file.path.as_str() == path);
+        let file =
+            file.ok_or_else(|| io::Error::other(format!("`{path}` is not in the backup")))?;
+        reader.read_whole(file).map_err(|err| io::Error::other(with_causes(&err)))
+    };
+    let control =
+        ControlFile::parse(&read_whole("data/global/pg_control")?).map_err(io::Error::other)?;
+    let identity = WalIdentity::of(&control).map_err(io::Error::other)?;
+    let size = control.wal_segment_size;
+    let segments: BTreeMap<&str, usize> = reader
+        .files()
+        .iter()
+        .enumerate()
+        .filter_map(|(number, file)| {
+            Some((file.path.as_str().strip_prefix("data/pg_wal/")?, number))
+        })
+        .collect();
+    let ends = segments.keys().filter_map(|name| Segment::parse(name, size)?.next().start(size));
+    let end = ends.max().unwrap_or(Lsn(0));
+    let mut read = |at: Lsn, buf: &mut [u8]| {
+        let Some(number) = segments.get(segment_name(timeline, at, size).as_str()) else {
+            return Ok(false);
+        };
+        let read = reader.read_at(*number, at.0 % size.bytes(), buf);
+        read.map(|()| true).map_err(|err| io::Error::other(with_causes(&err)))
+    };
+    let start: Lsn = after.parse().map_err(io::Error::other)?;
+    let Some(record_end) = wal::record_end(&mut read, &identity, start)? else { return Ok(None) };
+    let page = wal::later_valid_page(&mut read, &identity, timeline, record_end, end)?;
+    Ok(page.map(|lsn| lsn.to_string()))
 }
 
 /// The mounted cluster's tree: the map's, and a link to each tablespace.

@@ -7,9 +7,7 @@ use std::sync::Arc;
 
 use pgthaw_postgres::catalogs;
 use pgthaw_postgres::control::{self, ControlFile, StartKind, what_start};
-use pgthaw_postgres::lsn::{Lsn, Segment, SegmentSize, segment_name};
 use pgthaw_postgres::version::Major;
-use pgthaw_postgres::wal::{self, WalIdentity};
 use pgthaw_session::{RecoveryChoice, RepositoryChoice};
 use pgthaw_source::error::SourceError;
 use pgthaw_source::location::{Kind, Location};
@@ -49,24 +47,6 @@ pub enum SourceTask {
         /// How far it will be recovered.
         recovery: RecoveryChoice,
     },
-    /// Look for WAL after the end of recovery: whether something between was missing or damaged.
-    LaterWal {
-        /// Where the backup lies.
-        repository: RepositoryChoice,
-        /// Its id.
-        backup: String,
-        /// How far it was to be recovered.
-        recovery: RecoveryChoice,
-        /// Where its last replayed record begins, as `X/X`.
-        after: String,
-    },
-}
-
-/// [`SourceTask::LaterWal`]'s answer.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct LaterWal {
-    /// The first valid page of WAL after the end of recovery, as `X/X`.
-    pub page: Option<String>,
 }
 
 /// What a mount serves: the map, and which stored files its objects are.
@@ -120,14 +100,6 @@ fn answer(task: SourceTask) -> Result<Vec<u8>, ApiError> {
                 .map_err(api_error)?;
             let source = MountSource { map: backup.map, objects: backup.objects };
             Ok(postcard::to_stdvec(&source).expect("a map is plain data"))
-        }
-        SourceTask::LaterWal { repository, backup, recovery, after } => {
-            let backup = open(&repository)?
-                .open_backup(Some(&backup), wanted(recovery))
-                .map_err(api_error)?;
-            let page = later_wal(&backup, &after)
-                .map_err(|err| ApiError::broken(format!("read the backup's WAL: {err}")))?;
-            Ok(json(&LaterWal { page }))
         }
     }
 }
@@ -197,8 +169,7 @@ impl Files {
             hint: None,
             usage: false,
         })?;
-        let wanted =
-            |path: &str| path.starts_with("data/global/") || path.starts_with("data/pg_wal/");
+        let wanted = |path: &str| path.starts_with("data/global/");
         let files: Vec<_> =
             backup.map.files.iter().filter(|file| wanted(file.path.as_str())).cloned().collect();
         let numbers = files
@@ -216,38 +187,6 @@ impl Files {
         })?;
         self.reader.read_whole(*number).map_err(|err| io::Error::other(with_causes(&err)))
     }
-}
-
-/// Finds the first valid page of WAL after the record that begins at `after`.
-fn later_wal(backup: &Backup, after: &str) -> io::Result<Option<String>> {
-    let files = Files::open(backup).map_err(|err| io::Error::other(err.message))?;
-    let control =
-        ControlFile::parse(&files.read("global/pg_control")?).map_err(io::Error::other)?;
-    let identity = WalIdentity::of(&control).map_err(io::Error::other)?;
-    let size = control.wal_segment_size;
-    let mut read = |at: Lsn, buf: &mut [u8]| {
-        let name = format!("data/pg_wal/{}", segment_name(backup.timeline, at, size));
-        let Some(number) = files.numbers.get(&name) else { return Ok(false) };
-        let read = files.reader.read_at(*number, at.0 % size.bytes(), buf);
-        read.map(|()| true).map_err(|err| io::Error::other(with_causes(&err)))
-    };
-    let start: Lsn = after.parse().map_err(io::Error::other)?;
-    let Some(end) = wal::record_end(&mut read, &identity, start)? else { return Ok(None) };
-    let until = Lsn(segments_end(backup, size));
-    Ok(wal::later_valid_page(&mut read, &identity, backup.timeline, end, until)?
-        .map(|lsn| lsn.to_string()))
-}
-
-/// The position after the last WAL segment that the backup presents.
-fn segments_end(backup: &Backup, size: SegmentSize) -> u64 {
-    let names =
-        backup.map.files.iter().filter_map(|file| file.path.as_str().strip_prefix("data/pg_wal/"));
-    names
-        .filter_map(|name| Segment::parse(name, size))
-        .filter_map(|segment| segment.next().start(size))
-        .map(|end| end.0)
-        .max()
-        .unwrap_or(0)
 }
 
 fn facts(

@@ -3,18 +3,17 @@
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
 use pgthaw_session::AgentView;
 use pgthaw_session::observed::Failure;
-use pgthaw_session::session::Place;
 use tokio::sync::watch;
 
 use crate::agent;
+use crate::http::{self, Address, ClientError};
 use crate::internal::{self, Child};
-use crate::unix_http::{self, ClientError};
 use crate::wire::Assignment;
 
 /// How long a new agent may take until it answers.
@@ -23,20 +22,23 @@ const START_LIMIT: Duration = Duration::from_secs(20);
 const END_LIMIT: Duration = Duration::from_secs(30);
 /// How often an agent that does not answer is asked again before it counts as dead.
 const ASK_AGAIN: u32 = 5;
+/// Between two tries, at first and at most.
+const FIRST_REST: Duration = Duration::from_millis(200);
+const LONGEST_REST: Duration = Duration::from_secs(5);
 
 /// A line to one agent.
 #[derive(Debug, Clone)]
 pub struct AgentLink {
-    socket: PathBuf,
+    address: Address,
 }
 
 impl AgentLink {
-    /// The line to the agent at `place`, whether or not one listens there.
-    pub fn to(place: &Place) -> Self {
-        Self { socket: agent::socket_of(place) }
+    /// The line to the agent at `address`, whether or not one listens there.
+    pub fn to(address: Address) -> Self {
+        Self { address }
     }
 
-    /// Starts the agent for `assignment`, detached from this process; its errors go to `log`.
+    /// Starts the agent for `assignment` on this machine, detached from this process; its errors go to `log`.
     ///
     /// # Errors
     /// When it cannot be started or ends before it answers.
@@ -62,7 +64,7 @@ impl AgentLink {
             drop(input);
             let _ = ended.send(child.wait().ok());
         });
-        let link = Self::to(&assignment.place);
+        let link = Self::to(Address::Socket(agent::socket_of(&assignment.place)));
         let deadline = tokio::time::Instant::now() + START_LIMIT;
         loop {
             if link.observe(None).await.is_ok() {
@@ -86,7 +88,7 @@ impl AgentLink {
         verb: &str,
         body: &(impl serde::Serialize + Sync),
     ) -> Result<(), ClientError> {
-        unix_http::request(&self.socket, "POST", &format!("/v1/{verb}"), Some(body)).await
+        http::request(&self.address, "POST", &format!("/v1/{verb}"), Some(body)).await
     }
 
     /// Asks the agent to end everything that runs, and itself; waits until it has, for a while.
@@ -100,7 +102,7 @@ impl AgentLink {
     /// # Errors
     /// When the agent does not answer.
     pub async fn put_map(&self, map: Vec<u8>) -> Result<(), ClientError> {
-        unix_http::put_bytes(&self.socket, "/v1/map", map).await
+        http::put_bytes(&self.address, "/v1/map", map).await
     }
 
     /// Looks at the agent; with a version, as soon as there is a newer one (or after a few seconds).
@@ -112,42 +114,73 @@ impl AgentLink {
             Some(version) => format!("/v1/observe?after={version}"),
             None => "/v1/observe".to_owned(),
         };
-        let answer = unix_http::request(&self.socket, "GET", &path, None::<()>);
+        let answer = http::request(&self.address, "GET", &path, None::<()>);
         match tokio::time::timeout(agent::OBSERVE_LIMIT * 3, answer).await {
             Ok(answer) => answer,
             Err(_) => Err(ClientError::Broken {
-                socket: self.socket.clone(),
+                address: self.address.to_string(),
                 reason: "no answer in time".into(),
             }),
         }
     }
 
-    /// Watches the agent until it is dead: the channel holds what it showed last, nothing once it is dead.
-    pub async fn watch(&self) -> watch::Receiver<Option<AgentView>> {
-        let (sender, receiver) = watch::channel(self.observe(None).await.ok());
+    /// Watches the agent until it is dead: the channel holds what it showed last, nothing once it is dead. A machine that cannot be
+    /// reached is waited for: its agent goes on.
+    pub async fn watch(&self) -> Watch {
+        let first = self.observe(None).await;
+        let (tell_trouble, trouble) = watch::channel(match &first {
+            Err(err) if self.may_pass(err) => Some(err.to_string()),
+            _ => None,
+        });
+        let (sender, view) = watch::channel(first.ok());
         let link = self.clone();
         tokio::spawn(async move {
-            let mut misses = 0;
+            let (mut misses, mut rest) = (0, FIRST_REST);
             while misses < ASK_AGAIN && !sender.is_closed() {
                 let version = sender.borrow().as_ref().map(|view| view.version);
                 match link.observe(version).await {
                     Ok(view) => {
-                        misses = 0;
+                        (misses, rest) = (0, FIRST_REST);
+                        tell_trouble.send_if_modified(|trouble| trouble.take().is_some());
                         if version != Some(view.version) {
                             let _ = sender.send(Some(view));
                         }
                     }
                     Err(ClientError::NotListening(_)) => misses = ASK_AGAIN,
+                    Err(err) if link.may_pass(&err) => {
+                        tell_trouble.send_replace(Some(err.to_string()));
+                        tokio::time::sleep(rest).await;
+                        rest = (rest * 2).min(LONGEST_REST);
+                    }
                     Err(_) => {
                         misses += 1;
-                        tokio::time::sleep(Duration::from_millis(200)).await;
+                        tokio::time::sleep(FIRST_REST).await;
                     }
                 }
             }
+            tell_trouble.send_replace(None);
             let _ = sender.send(None);
         });
-        receiver
+        Watch { view, trouble }
     }
+
+    /// Whether the way to the machine failed, not the agent.
+    fn may_pass(&self, err: &ClientError) -> bool {
+        match err {
+            ClientError::NoLine(_) => true,
+            ClientError::Broken { .. } => matches!(self.address, Address::Far(..)),
+            ClientError::NotListening(_) | ClientError::Api(_) => false,
+        }
+    }
+}
+
+/// What is seen of an agent.
+#[derive(Debug)]
+pub struct Watch {
+    /// What it showed last; nothing once it is dead, or before its machine was reached.
+    pub view: watch::Receiver<Option<AgentView>>,
+    /// Why its machine cannot be reached, while it cannot: nothing new is known of it then.
+    pub trouble: watch::Receiver<Option<String>>,
 }
 
 fn last_lines(log: &Path) -> String {

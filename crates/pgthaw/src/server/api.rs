@@ -16,6 +16,7 @@ use pgthaw_session::{ExportRequest, RecoveryChoice, RepositoryChoice, SessionSta
 
 use super::mount_service;
 use super::recovery_service::{RecoveryService, Seen};
+use crate::delivered::Delivered;
 use crate::wire::{
     ApiError, BackupsAnswer, CheckAnswer, CleanAnswer, CleanRequest, DatabasesAnswer,
     DatabasesRequest, LogLine, SessionCreated,
@@ -69,6 +70,7 @@ pub fn router(service: Arc<RecoveryService>, activity: Arc<Activity>) -> axum::R
         .route("/v1/sessions/{id}", get(look))
         .route("/v1/sessions/{id}/log", get(log))
         .route("/v1/sessions/{id}/events", get(events))
+        .route("/v1/sessions/{id}/delivered", get(delivered))
         .route("/v1/sessions/{id}/retry", post(retry))
         .route("/v1/sessions/{id}/cancel", post(cancel))
         .route("/v1/sessions/{id}/stop", post(stop))
@@ -132,6 +134,13 @@ async fn log(
     Path(id): Path<String>,
 ) -> Result<Json<Vec<LogLine>>, ApiError> {
     service.look(&id).map(|seen| Json(seen.log.to_vec()))
+}
+
+async fn delivered(
+    State(service): Service,
+    Path(id): Path<String>,
+) -> Result<Json<Delivered>, ApiError> {
+    service.delivered(&id).await.map(Json)
 }
 
 async fn retry(State(service): Service, Path(id): Path<String>) -> Result<Json<Status>, ApiError> {

@@ -4,11 +4,15 @@
 //! after it has nothing left to do. Both services live in this one process: a crash takes both, and the next server
 //! (`pgthaw` starts one at its next command) takes the sessions up from their journals and finds their agents still at work.
 
-mod agent_link;
+pub mod agent_link;
 mod api;
+mod kept;
 pub mod mount_service;
+mod mover;
+mod reads;
 mod recovery_service;
 pub mod sessions;
+pub mod site;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -21,7 +25,7 @@ use std::time::Duration;
 use rustix::fs::FlockOperation;
 
 use crate::cli::client::private_state_directory;
-use crate::unix_http;
+use crate::http;
 
 /// How long a server that was started by a command stays without anything to do.
 const IDLE: Duration = Duration::from_secs(3);
@@ -78,7 +82,7 @@ fn lock(state: &Path) -> io::Result<Option<File>> {
 async fn serve(state: &Path, until_idle: bool) -> io::Result<()> {
     let service = recovery_service::RecoveryService::open(state)?;
     let activity = Arc::new(api::Activity::default());
-    let listener = unix_http::bind(&state.join(SOCKET))?;
+    let listener = http::bind(&state.join(SOCKET))?;
     service.clone().take_up_sessions();
     let router = api::router(service.clone(), activity.clone());
     let end = async move {
@@ -116,7 +120,7 @@ async fn serve(state: &Path, until_idle: bool) -> io::Result<()> {
         tokio::time::sleep(FOLLOWERS).await;
     };
     tokio::select! {
-        served = unix_http::serve(listener, router, end) => served?,
+        served = http::serve(listener, router, end) => served?,
         () = cut => {}
     }
     let _ = fs::remove_file(state.join(SOCKET));

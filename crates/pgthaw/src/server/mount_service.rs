@@ -9,7 +9,7 @@ use std::path::Path;
 use pgthaw_session::{RecoveryChoice, RepositoryChoice};
 use serde::de::DeserializeOwned;
 
-use crate::internal::source::SourceTask;
+use crate::internal::source::{MountSource, SourceTask};
 use crate::internal::{self, Child};
 use crate::wire::{ApiError, BackupFacts, BackupsAnswer};
 
@@ -31,6 +31,20 @@ pub async fn facts(
     recovery: RecoveryChoice,
 ) -> Result<BackupFacts, ApiError> {
     ask(&repository.path.clone(), &SourceTask::Facts { repository, backup, recovery }).await
+}
+
+/// Takes the table of stored objects out of a map: another machine's mount asks for objects by number, and needs no names.
+///
+/// # Errors
+/// When `map` is none.
+pub fn without_objects(map: &[u8]) -> Result<(Vec<u8>, Vec<u8>), ApiError> {
+    let broken = |err: postcard::Error| ApiError::broken(format!("the map of the backup: {err}"));
+    let mut source: MountSource = postcard::from_bytes(map).map_err(broken)?;
+    let objects = std::mem::take(&mut source.objects);
+    Ok((
+        postcard::to_stdvec(&source).map_err(broken)?,
+        postcard::to_stdvec(&objects).map_err(broken)?,
+    ))
 }
 
 /// Builds the map of one backup, ready to be handed to a mount (see [`crate::internal::source::MountSource`]).
@@ -55,10 +69,18 @@ async fn ask<T: DeserializeOwned>(path: &Path, task: &SourceTask) -> Result<T, A
 
 /// Runs one task in a child with the identity of the repository's owner, and returns what it printed.
 async fn run(path: &Path, task: &SourceTask) -> Result<Vec<u8>, ApiError> {
+    internal::ask(Child::Source, Some(owner(path)?), task).await
+}
+
+/// User and group of the repository's owner.
+///
+/// # Errors
+/// When the repository cannot be looked at.
+pub fn owner(path: &Path) -> Result<(u32, u32), ApiError> {
     let meta = std::fs::metadata(path).map_err(|err| ApiError {
         message: format!("repository `{}`: {err}", path.display()),
         hint: Some("name the directory of a pgBackRest repository or of a pg_basebackup".into()),
         usage: err.kind() == std::io::ErrorKind::NotFound,
     })?;
-    internal::ask(Child::Source, Some((meta.uid(), meta.gid())), task).await
+    Ok((meta.uid(), meta.gid()))
 }

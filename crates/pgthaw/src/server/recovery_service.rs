@@ -9,27 +9,30 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use jiff::Timestamp;
+use pgthaw_link::Purpose;
 use pgthaw_session::decide::{facts, step_of};
 use pgthaw_session::journal::{self, Journal};
 use pgthaw_session::observed::{Failure, Observed, Progress};
 use pgthaw_session::session::{Entry, Intent, Place, Record, ResolvedBackup};
 use pgthaw_session::{
-    Action, AgentView, ExportRequest, RecoveryChoice, Session, SessionState, Status, decide,
+    Action, ExportRequest, RecoveryChoice, Session, SessionState, Status, decide,
 };
 use tokio::sync::{mpsc, watch};
 
-use super::agent_link::AgentLink;
-use super::mount_service;
-use super::sessions::{SessionsDirectory, new_marker};
+use super::agent_link::{AgentLink, Watch};
+use super::kept::Kept;
+use super::sessions::SessionsDirectory;
+use super::site::{Site, Sites};
+use super::{mount_service, mover, reads};
 use crate::agent::space::human_size;
-use crate::agent::undo::{self, Undone};
-use crate::agent::{place, sealing};
-use crate::internal::{self, Child};
+use crate::agent::{delivering, mounting};
+use crate::delivered::Delivered;
+use crate::http::ClientError;
+use crate::machine::Machines;
 use crate::recovery_line::recovery_line;
-use crate::unix_http::ClientError;
 use crate::wire::{
-    ApiError, Assignment, BackupFacts, CheckAnswer, CheckReport, CheckTask, CleanAnswer,
-    CleanedObject, Finding, LogLine,
+    ApiError, Assignment, BackupFacts, CheckAnswer, CheckReport, CleanAnswer, CleanedObject,
+    Finding, LogLine, TargetUndone,
 };
 
 /// What a user can say to a session at work.
@@ -58,6 +61,7 @@ struct Handle {
 /// The sessions of one account.
 pub struct RecoveryService {
     sessions: SessionsDirectory,
+    machines: Machines,
     active: Mutex<BTreeMap<String, Handle>>,
 }
 
@@ -69,6 +73,7 @@ impl RecoveryService {
     pub fn open(state_directory: &Path) -> io::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             sessions: SessionsDirectory::open(state_directory)?,
+            machines: Machines::default(),
             active: Mutex::default(),
         }))
     }
@@ -111,7 +116,7 @@ impl RecoveryService {
         }
         let (session, records) = self.stored(id)?;
         Ok(Seen {
-            status: session.status(None),
+            status: session.status(None, None),
             log: Arc::new(records.iter().flat_map(log_line).collect()),
         })
     }
@@ -131,22 +136,11 @@ impl RecoveryService {
     ///
     /// # Errors
     /// When the backup cannot be read, a name is unknown, or the target belongs to another session.
-    pub async fn create(self: Arc<Self>, request: ExportRequest) -> Result<String, ApiError> {
+    pub async fn create(self: Arc<Self>, mut request: ExportRequest) -> Result<String, ApiError> {
+        let sites = self.sites(&request)?;
+        sites.make_absolute(&mut request).await?;
         self.refuse_second_session(&request)?;
-        let facts = mount_service::facts(
-            request.repository.clone(),
-            request.backup.clone(),
-            request.recovery,
-        )
-        .await?;
-        refuse_unknown(&request, &facts)?;
-        let task = CheckTask {
-            session: None,
-            request: request.clone(),
-            facts: facts.clone(),
-            delivered: Vec::new(),
-        };
-        let report = run_check(&task).await?;
+        let (facts, report) = look_at_machines(&sites, &request).await?;
         refusal(&report)?;
         let (id, mut journal) = self.sessions.create().map_err(|err| failed(&err))?;
         let created = Entry::Created { id: id.clone(), request: Box::new(request.clone()) };
@@ -168,18 +162,11 @@ impl RecoveryService {
     ///
     /// # Errors
     /// When the backup cannot be read or a name is unknown.
-    pub async fn check(&self, request: ExportRequest) -> Result<CheckAnswer, ApiError> {
-        let facts = mount_service::facts(
-            request.repository.clone(),
-            request.backup.clone(),
-            request.recovery,
-        )
-        .await?;
-        refuse_unknown(&request, &facts)?;
-        let recovery_line = recovery_line(&facts, request.recovery);
-        let report =
-            run_check(&CheckTask { session: None, request, facts, delivered: Vec::new() }).await?;
-        Ok(CheckAnswer { recovery_line, report })
+    pub async fn check(&self, mut request: ExportRequest) -> Result<CheckAnswer, ApiError> {
+        let sites = self.sites(&request)?;
+        sites.make_absolute(&mut request).await?;
+        let (facts, report) = look_at_machines(&sites, &request).await?;
+        Ok(CheckAnswer { recovery_line: recovery_line(&facts, request.recovery), report })
     }
 
     /// Goes on with a session that failed; a session at work or succeeded is left as it is.
@@ -238,6 +225,25 @@ impl RecoveryService {
         Ok(self.look(id)?.status)
     }
 
+    /// The machines of a request.
+    fn sites(&self, request: &ExportRequest) -> Result<Sites, ApiError> {
+        Ok(Sites {
+            staging: Site::named(request.staging.as_deref(), &self.machines)?,
+            target: Site::named(request.target_host.as_deref(), &self.machines)?,
+        })
+    }
+
+    /// Looks into the export of a session: what there is to know for loading it.
+    ///
+    /// # Errors
+    /// When there is no session of this id, or the target's machine cannot be reached.
+    pub async fn delivered(&self, id: &str) -> Result<Delivered, ApiError> {
+        let status = self.look(id)?.status;
+        let databases = status.databases.iter().map(|database| database.name.clone()).collect();
+        let target = Site::named(status.target_host.as_deref(), &self.machines)?;
+        target.delivered(status.target_directory(), databases).await
+    }
+
     /// Removes what sessions that are not at work have left, or says what that would be.
     pub async fn clean(self: Arc<Self>, dry_run: bool) -> CleanAnswer {
         let mut answer = CleanAnswer::default();
@@ -253,7 +259,17 @@ impl RecoveryService {
             if session.state != SessionState::Failed {
                 continue;
             }
-            let left = undo::find(&session);
+            let left = match self.sites(&session.request) {
+                Ok(sites) => sites.find(&session).await,
+                Err(err) => Err(err),
+            };
+            let left = match left {
+                Ok(left) => left,
+                Err(err) => {
+                    answer.failed.push(format!("session {id}: {}", err.message));
+                    continue;
+                }
+            };
             let objects = left.into_iter().map(|(kind, name)| CleanedObject {
                 session: id.clone(),
                 kind,
@@ -307,9 +323,10 @@ impl RecoveryService {
         let session = Session::from_records(&records).ok_or_else(|| no_such(id))?;
         let log: Vec<LogLine> = records.iter().flat_map(log_line).collect();
         let check = if session.checked { Progress::Done(()) } else { Progress::Absent };
+        let sites = self.sites(&session.request)?;
         let (commands, receiver) = mpsc::unbounded_channel();
         let (publish, seen) =
-            watch::channel(Seen { status: session.status(None), log: Arc::new(log) });
+            watch::channel(Seen { status: session.status(None, None), log: Arc::new(log) });
         active.insert(id.to_owned(), Handle { commands, seen });
         drop(active);
         let worker = Worker {
@@ -318,8 +335,11 @@ impl RecoveryService {
             session,
             observed: Observed { check, ..Observed::default() },
             facts: None,
+            sites,
             link: None,
             agent: None,
+            reads: None,
+            mover: None,
             commands: receiver,
             publish,
         };
@@ -356,8 +376,9 @@ impl RecoveryService {
     /// One session per target directory, and none in another's.
     fn refuse_second_session(&self, request: &ExportRequest) -> Result<(), ApiError> {
         let nested = |status: &Status| {
-            let other = Path::new(&status.target);
+            let other = status.target_directory();
             !status.state.is_final()
+                && status.target_host == request.target_host
                 && !status.target.is_empty() // of a session whose journal cannot be read
                 && (request.target.starts_with(other) || other.starts_with(&request.target))
         };
@@ -386,8 +407,13 @@ struct Worker {
     session: Session,
     observed: Observed,
     facts: Option<BackupFacts>,
+    sites: Sites,
     link: Option<AgentLink>,
-    agent: Option<watch::Receiver<Option<AgentView>>>,
+    agent: Option<Watch>,
+    /// The connection for reads of the repository by another machine's mount.
+    reads: Option<Kept>,
+    /// The connection between the two halves of the data mover, where the target is on another machine than the instance.
+    mover: Option<Kept>,
     commands: mpsc::UnboundedReceiver<Command>,
     publish: watch::Sender<Seen>,
 }
@@ -406,11 +432,12 @@ impl Worker {
 
     async fn until_the_end(&mut self) -> Result<(), journal::JournalError> {
         if let Some(place) = &self.session.place {
-            self.meet(AgentLink::to(place)).await;
+            self.meet(self.sites.staging.agent(place)).await;
         }
         loop {
             self.take_commands()?;
             self.look_at_agent();
+            self.keep_connections();
             for entry in facts(&self.session, &self.observed) {
                 self.note(entry)?;
             }
@@ -463,20 +490,19 @@ impl Worker {
     }
 
     async fn check(&mut self) -> Result<(), journal::JournalError> {
-        if sealing::sealed_before(&self.session.request.target, &self.session.id).is_some() {
-            return self.remove(false).await; // which finds that it is complete
+        let request = &self.session.request;
+        match self.sites.target.sealed_before(&request.target, &self.session.id).await {
+            Ok(None) => {}
+            Ok(Some(_)) => return self.remove(false).await, // which finds that it is complete
+            Err(err) => return self.give_up(err.into()),
         }
         let facts = match self.backup_facts().await {
             Ok(facts) => facts,
             Err(err) => return self.give_up(err.into()),
         };
-        let task = CheckTask {
-            session: Some(self.session.id.clone()),
-            request: self.session.request.clone(),
-            facts,
-            delivered: self.session.delivered(),
-        };
-        let checked = match run_check(&task).await {
+        let (id, delivered) = (self.session.id.clone(), self.session.delivered());
+        let report = self.sites.check(Some(id), &self.session.request, &facts, delivered).await;
+        let checked = match report {
             Ok(report) => {
                 for warning in warnings(&report) {
                     self.note(warning)?;
@@ -497,10 +523,9 @@ impl Worker {
             Ok(facts) => facts,
             Err(err) => return self.give_up(err.into()),
         };
-        let place = match place::choose_place(&self.session.id, &self.session.request, new_marker())
-        {
+        let place = match self.sites.choose_place(&self.session).await {
             Ok(place) => place,
-            Err(failure) => return self.give_up(failure),
+            Err(err) => return self.give_up(err.into()),
         };
         self.note(Entry::Placed(place.clone()))?;
         let assignment = Assignment {
@@ -511,7 +536,8 @@ impl Worker {
             recovery_end: self.session.recovery_end.clone(),
             delivered: self.session.delivered(),
         };
-        match AgentLink::start(&assignment, &self.directory.join("agent.log")).await {
+        let log = self.directory.join("agent.log");
+        match self.sites.staging.start_agent(&assignment, &log).await {
             Ok(link) => self.meet(link).await,
             Err(failure) => self.give_up(failure)?,
         }
@@ -522,11 +548,64 @@ impl Worker {
         let Some(resolved) = &self.session.resolved else { return Ok(None) };
         let (request, backup) = (&self.session.request, resolved.id.clone());
         match mount_service::map(request.repository.clone(), backup, request.recovery).await {
-            Ok(map) => Ok(Some(map)),
+            Ok(map) if self.sites.staging.machine().is_none() => Ok(Some(map)),
+            Ok(map) => self.without_objects(&map),
             Err(err) => {
                 self.give_up(err.into())?;
                 Ok(None)
             }
+        }
+    }
+
+    /// Keeps the table of objects here, for whoever reads them for the other machine's mount.
+    fn without_objects(&mut self, map: &[u8]) -> Result<Option<Vec<u8>>, journal::JournalError> {
+        let path = self.objects();
+        let split = mount_service::without_objects(map).map_err(Failure::from).and_then(
+            |(map, objects)| {
+                let written = std::fs::write(&path, objects);
+                written
+                    .map_err(|err| Failure::new(format!("write `{}`: {err}", path.display())))?;
+                Ok(map)
+            },
+        );
+        match split {
+            Ok(map) => Ok(Some(map)),
+            Err(failure) => {
+                self.give_up(failure)?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// The file that lists the objects which the other machine's mount may read.
+    fn objects(&self) -> PathBuf {
+        self.directory.join("objects")
+    }
+
+    /// Keeps up what an agent on another machine needs besides calls.
+    fn keep_connections(&mut self) {
+        let (Some(place), Some(agent)) = (&self.session.place, &self.observed.agent) else {
+            (self.reads, self.mover) = (None, None);
+            return;
+        };
+        let request = &self.session.request;
+        if self.reads.is_none()
+            && agent.mount == Progress::Done(())
+            && let Some(machine) = self.sites.staging.machine()
+            && let Ok(owner) = mount_service::owner(&request.repository.path)
+        {
+            let socket = mounting::reads_socket(place);
+            self.reads = Some(reads::keep(machine.clone(), socket, self.objects(), owner));
+        }
+        if self.mover.is_none() && request.delivers_elsewhere() {
+            let receive = Purpose::Receive {
+                session: self.session.id.clone(),
+                directory: request.target.clone(),
+                replace: request.replace,
+            };
+            let (staging, target) = (self.sites.staging.clone(), self.sites.target.clone());
+            self.mover =
+                Some(mover::keep(staging, delivering::mover_socket(place), target, receive));
         }
     }
 
@@ -552,14 +631,10 @@ impl Worker {
         if let Some(link) = self.link.take() {
             link.end().await;
         }
-        (self.agent, self.observed.agent) = (None, None);
-        let session = self.session.clone();
-        let undone = tokio::task::spawn_blocking(move || undo::undo(&session, everything)).await;
-        let Undone { failed: failures, sealed, kept } = undone.unwrap_or_else(|err| Undone {
-            failed: vec![format!("removing ended early: {err}")],
-            sealed: None,
-            kept: Vec::new(),
-        });
+        (self.agent, self.observed.agent, self.observed.waiting) = (None, None, None);
+        (self.reads, self.mover) = (None, None);
+        let TargetUndone { failed: failures, sealed, kept } =
+            self.sites.undo(&self.session, everything).await;
         for directory in kept {
             let directory = directory.display();
             self.note(Entry::Message(format!(
@@ -612,9 +687,21 @@ impl Worker {
     async fn wait(&mut self) -> Result<(), journal::JournalError> {
         let agent_changes = async {
             match &mut self.agent {
-                Some(agent) => agent.changed().await,
+                Some(Watch { view, trouble }) => tokio::select! {
+                    changed = view.changed() => changed,
+                    Ok(()) = trouble.changed() => Ok(()),
+                },
                 None => std::future::pending().await,
             }
+        };
+        let kept_changes = async {
+            let [reads, mover] = [&mut self.reads, &mut self.mover].map(|kept| async {
+                match kept {
+                    Some(kept) => kept.changed().await,
+                    None => std::future::pending().await,
+                }
+            });
+            tokio::select! { () = reads => {}, () = mover => {} }
         };
         tokio::select! {
             changed = agent_changes => {
@@ -624,6 +711,7 @@ impl Worker {
                 }
                 Ok(())
             }
+            () = kept_changes => Ok(()),
             command = self.commands.recv() => match command {
                 Some(command) => self.obey(command),
                 None => Ok(()),
@@ -633,13 +721,30 @@ impl Worker {
 
     async fn meet(&mut self, link: AgentLink) {
         let agent = link.watch().await;
-        self.observed.agent = agent.borrow().clone();
+        self.observed.agent = agent.view.borrow().clone();
+        self.observed.waiting = agent.trouble.borrow().clone();
         (self.link, self.agent) = (Some(link), Some(agent));
     }
 
     fn look_at_agent(&mut self) {
-        if let Some(agent) = &mut self.agent {
-            self.observed.agent = agent.borrow_and_update().clone();
+        let Some(Watch { view, trouble }) = &mut self.agent else { return };
+        self.observed.agent = view.borrow_and_update().clone();
+        let seen = self.observed.agent.as_ref();
+        let trouble = trouble.borrow_and_update().clone();
+        // Why the connection cannot be made tells more than that there is none.
+        let kept = |kept: &Option<Kept>| kept.as_ref().and_then(Kept::trouble);
+        let because = |waiting: &String, why: Option<String>| match why {
+            Some(why) => format!("{waiting}: {why}"),
+            None => waiting.clone(),
+        };
+        self.observed.waiting = trouble.or_else(|| {
+            let repository = seen?.waiting_for_repository.as_ref();
+            repository.map(|waiting| because(waiting, kept(&self.reads)))
+        });
+        if self.observed.waiting.is_none()
+            && let Some(waiting) = seen.and_then(|seen| seen.waiting_for_target.as_ref())
+        {
+            self.observed.waiting = Some(because(waiting, kept(&self.mover)));
         }
     }
 
@@ -670,7 +775,8 @@ impl Worker {
     }
 
     fn show(&self) {
-        let status = self.session.status(self.observed.agent.as_ref());
+        let waiting = self.observed.waiting.as_deref();
+        let status = self.session.status(self.observed.agent.as_ref(), waiting);
         self.publish.send_if_modified(|seen| {
             let changed = seen.status != status;
             seen.status = status;
@@ -686,11 +792,16 @@ enum Next {
     End,
 }
 
-/// Runs the check in a child, so that whatever it meets cannot hold the server up.
-async fn run_check(task: &CheckTask) -> Result<CheckReport, ApiError> {
-    let report = internal::ask(Child::Check, None, task).await?;
-    serde_json::from_slice(&report)
-        .map_err(|err| ApiError::broken(format!("the check answered something else: {err}")))
+/// Reads the backup's facts and checks everything, for a session that does not exist yet.
+async fn look_at_machines(
+    sites: &Sites,
+    request: &ExportRequest,
+) -> Result<(BackupFacts, CheckReport), ApiError> {
+    let (repository, backup) = (request.repository.clone(), request.backup.clone());
+    let facts = mount_service::facts(repository, backup, request.recovery).await?;
+    refuse_unknown(request, &facts)?;
+    let report = sites.check(None, request, &facts, Vec::new()).await?;
+    Ok((facts, report))
 }
 
 /// A report's warnings, for the journal.

@@ -100,7 +100,7 @@ fn options_that_do_not_fit_are_refused_before_anything_is_made() {
         lab.refuses(case, 2, more, words);
     }
     let repository = lab.repository.display().to_string();
-    for target in ["db1:/srv/exports", "alice@db1:exports", "ssh://db1/srv", ""] {
+    for target in ["", "ssh://db1", "ssh://db1:x/srv", "alice@:exports"] {
         let command = lab.pgthaw.command(&["export", &repository, "-d", "crm", "--to", target]);
         lab.pgthaw.refused(target, command, 2, &["--to"]);
     }

@@ -8,11 +8,15 @@ use super::environment::Locales;
 use crate::agent::space::human_size;
 use crate::wire::{BackupDatabase, CheckReport, CheckTask};
 
+/// The databases of the backup that are selected.
+pub fn chosen(task: &CheckTask) -> Vec<&BackupDatabase> {
+    task.facts.databases.iter().filter(|database| database.is_selected_by(&task.request)).collect()
+}
+
 /// Judges the choice of databases and returns those of the backup that it selects.
 pub fn judge<'a>(report: &mut CheckReport, task: &'a CheckTask) -> Vec<&'a BackupDatabase> {
     let (request, databases) = (&task.request, &task.facts.databases);
-    let chosen: Vec<_> =
-        databases.iter().filter(|database| database.is_selected_by(request)).collect();
+    let chosen = chosen(task);
     if databases.is_empty() {
         let text = "the backup does not tell its databases before it is recovered: their names and sizes are not checked";
         report.warning(text, None);

@@ -7,7 +7,7 @@ use pgthaw_mover::{Access, TargetReport, TargetState};
 
 use super::environment::{Directory, Environment};
 use crate::agent::space::{Medium, Room, human_size};
-use crate::wire::{BackupDatabase, CheckReport, CheckTask};
+use crate::wire::{BackupDatabase, CheckPart, CheckReport, CheckTask};
 
 /// WAL takes up to so much room in the write layer: images of pages are stored compressed in it, and written whole.
 const WAL_FACTOR: u64 = 3;
@@ -23,23 +23,27 @@ pub fn judge(
     task: &CheckTask,
     chosen: &[&BackupDatabase],
 ) {
-    private(report, &environment.work, "work", "--work-dir");
-    match &environment.dump {
-        Some(dump) if dump.path != environment.work.path || dump.problem.is_none() => {
-            private(report, dump, "dump", "--dump-dir");
+    if task.part != CheckPart::Target {
+        private(report, &environment.work, "work", "--work-dir");
+        match &environment.dump {
+            Some(dump) if dump.path != environment.work.path || dump.problem.is_none() => {
+                private(report, dump, "dump", "--dump-dir");
+            }
+            Some(_) => {} // the same directory, with the problem just told
+            None => report.error(
+                "no directory for the dump can be used",
+                Some("name one with --dump-dir".into()),
+            ),
         }
-        Some(_) => {} // the same directory, with the problem just told
-        None => report.error(
-            "no directory for the dump can be used",
-            Some("name one with --dump-dir".into()),
-        ),
+        socket_path(report, &environment.work.path, task.session.as_deref());
     }
-    socket_path(report, &environment.work.path, task.session.as_deref());
-    match &environment.target.report {
-        Ok(target) => self::target(report, target, task),
-        Err(failure) => report.error(&failure.message, failure.hint.clone()),
+    if task.part != CheckPart::Staging {
+        match &environment.target.report {
+            Ok(target) => self::target(report, target, task),
+            Err(failure) => report.error(&failure.message, failure.hint.clone()),
+        }
     }
-    nesting(report, environment, &task.request.target);
+    nesting(report, environment, task);
     room(report, environment, task, chosen);
 }
 
@@ -143,17 +147,23 @@ fn target(report: &mut CheckReport, seen: &TargetReport, task: &CheckTask) {
 }
 
 /// Nothing is made inside the repository, and the target keeps nothing but the export.
-fn nesting(report: &mut CheckReport, environment: &Environment, target: &Path) {
-    let real_target = &environment.target.real;
+fn nesting(report: &mut CheckReport, environment: &Environment, task: &CheckTask) {
+    let (target, real_target) = (task.request.target.as_path(), &environment.target.real);
+    let work = &environment.work;
     let made = [
-        ("target", target, real_target, "--to"),
-        ("work directory", &environment.work.path, &environment.work.real, "--work-dir"),
+        Some(("target", target, real_target, "--to")),
+        Some(("work directory", work.path.as_path(), &work.real, "--work-dir")),
+        environment
+            .dump
+            .as_ref()
+            .map(|dump| ("dump directory", dump.path.as_path(), &dump.real, "--dump-dir")),
     ];
-    let dump = environment
-        .dump
-        .as_ref()
-        .map(|dump| ("dump directory", dump.path.as_path(), &dump.real, "--dump-dir"));
-    for (what, path, real, option) in made.into_iter().chain(dump) {
+    let here = |what: &str| match task.part {
+        CheckPart::Everything => true,
+        CheckPart::Staging => what != "target",
+        CheckPart::Target => what == "target",
+    };
+    for (what, path, real, option) in made.into_iter().flatten().filter(|made| here(made.0)) {
         if let Some(read) = environment.read.iter().find(|read| real.starts_with(read)) {
             let text = format!(
                 "the {what} `{}` lies inside `{}`, which is only read",
@@ -170,7 +180,7 @@ fn nesting(report: &mut CheckReport, environment: &Environment, target: &Path) {
                 path.display()
             );
             report.usage_error(text, Some("name another directory with --to".into()));
-        } else if what != "target" && real.starts_with(real_target) {
+        } else if what != "target" && here("target") && real.starts_with(real_target) {
             let text = format!(
                 "the {what} `{}` lies inside the target `{}`",
                 path.display(),
@@ -211,12 +221,14 @@ fn room(
         .dump
         .as_ref()
         .and_then(|dump| need("dump", &dump.path, dump.room, databases, files));
-    let needs = [
-        need("write layer", &work.path, work.room, layer, 0),
-        dump,
-        need("delivery", &task.request.target, environment.target.room, databases, files),
-    ];
-    let mut needs: Vec<Need> = needs.into_iter().flatten().collect();
+    let staging = [need("write layer", &work.path, work.room, layer, 0), dump];
+    let target = &environment.target;
+    let delivery = need("delivery", &task.request.target, target.room, databases, files);
+    let mut needs: Vec<Need> = match task.part {
+        CheckPart::Everything => staging.into_iter().chain([delivery]).flatten().collect(),
+        CheckPart::Staging => staging.into_iter().flatten().collect(),
+        CheckPart::Target => delivery.into_iter().collect(),
+    };
     while let Some(first) = needs.first() {
         let device = first.room.device;
         let (together, rest): (Vec<_>, Vec<_>) =

@@ -24,7 +24,7 @@ use super::logind::Logind;
 use crate::agent::place::{DEFAULT_WORK_DIRECTORY, DUMP_DIRECTORIES, ROOTS_MOUNTS};
 use crate::agent::space::{Room, choose_dump_dir, free_bytes};
 use crate::leftovers;
-use crate::wire::CheckTask;
+use crate::wire::{CheckPart, CheckTask};
 
 /// A directory that cannot be made, because `/proc` takes none: `pg_dump` looks at its options before it tries.
 const IMPOSSIBLE_OUTPUT: &str = "/proc/pgthaw-check";
@@ -128,8 +128,9 @@ impl Environment {
         let dump_arguments = dump_arguments(task, programs.as_ref().ok(), os_user.as_ref().ok());
         // Root's children run under other accounts, which have to get through to their own directories.
         let postgres = os_user.as_ref().ok().filter(|_| root);
-        let reader =
-            fs::metadata(&request.repository.path).ok().filter(|meta| root && meta.uid() != 0);
+        let repository_is_here = request.staging.is_none();
+        let reader = fs::metadata(&request.repository.path).ok();
+        let reader = reader.filter(|meta| repository_is_here && root && meta.uid() != 0);
         let reader = reader.and_then(|meta| OsUser::look_up(&meta.uid().to_string()).ok());
         let work = request.work_dir.clone().unwrap_or_else(|| DEFAULT_WORK_DIRECTORY.into());
         let repository = &request.repository;
@@ -138,6 +139,12 @@ impl Environment {
             .chain(&repository.wal_archives)
             .chain(&repository.backup_label);
         let read = read.chain(task.facts.further_roots.iter().map(|(_, path)| path));
+        // The mount server checks for itself that the target does not lie in the repository.
+        let reads = match task.part {
+            CheckPart::Everything => true,
+            CheckPart::Staging => false,
+            CheckPart::Target => request.target_host.is_none(),
+        };
         Self {
             root,
             programs,
@@ -147,7 +154,7 @@ impl Environment {
             work: Directory::look(&work, None, &[postgres, reader.as_ref()]),
             dump: dump_parent(task).map(|path| Directory::look(&path, postgres, &[postgres])),
             target: Target::look(task),
-            read: read.map(|path| resolved(path)).collect(),
+            read: read.filter(|_| reads).map(|path| resolved(path)).collect(),
             locales: locales(),
             logind: OsUser::current()
                 .ok()

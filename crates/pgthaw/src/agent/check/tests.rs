@@ -93,6 +93,8 @@ fn task() -> CheckTask {
         databases: vec!["crm".into()],
         all: false,
         exclude_databases: Vec::new(),
+        staging: None,
+        target_host: None,
         target: "/srv/monday".into(),
         replace: false,
         recovery: RecoveryChoice::EndOfBackup,
@@ -111,7 +113,8 @@ fn task() -> CheckTask {
         allow_damaged: false,
         verify_source: false,
     };
-    CheckTask { session: None, request, facts, delivered: Vec::new() }
+    let part = CheckPart::Everything;
+    CheckTask { part, session: None, request, facts, delivered: Vec::new() }
 }
 
 fn disk(device: u64) -> Option<Room> {

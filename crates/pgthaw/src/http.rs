@@ -1,28 +1,36 @@
-//! HTTP with JSON bodies over a Unix socket: the client and the server half.
+//! HTTP with JSON bodies, over a Unix socket of this machine or a line to another: the client and the server half.
 //!
 //! Owns connecting, binding and the shape of an answer (JSON, or an [`ApiError`] with a status outside 2xx); leaves what
-//! is asked and answered to the callers. One connection serves one request: nothing is pooled, so nothing outlives a call.
+//! is asked and answered to the callers. On this machine one connection serves one request: nothing is pooled, so nothing
+//! outlives a call. Another machine's `pgthaw attach` passes on what is meant for one of its sockets ([`SOCKET_HEADER`]).
 
 use std::ffi::OsStr;
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
+use hyper::header::HeaderValue;
 use hyper::{Request, Response, header};
 use hyper_util::rt::TokioIo;
+use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
+use pgthaw_link::LineError;
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::{UnixListener, UnixStream};
 
+use crate::machine::Machine;
 use crate::wire::ApiError;
 
 /// How long connecting may take, the wait for a place in the listener's queue included.
@@ -34,17 +42,58 @@ const BACKLOG: i32 = 128;
 /// Longest path a socket address holds: `sun_path` is 108 bytes with its final NUL (unix(7)).
 const SOCKET_PATH_MAX: usize = 107;
 
-/// Why a request over a Unix socket has no answer.
+/// Names the Unix socket of the other machine that a request is for, percent-encoded.
+pub const SOCKET_HEADER: &str = "x-pgthaw-socket";
+/// Marks the answer of the other machine's `pgthaw attach` that nothing listens on that socket.
+pub const NOT_LISTENING_HEADER: &str = "x-pgthaw-not-listening";
+
+/// Where requests go.
+#[derive(Debug, Clone)]
+pub enum Address {
+    /// A Unix socket of this machine.
+    Socket(PathBuf),
+    /// A Unix socket of another machine, or that machine's `pgthaw attach` itself.
+    Far(Arc<Machine>, Option<PathBuf>),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket(path) => write!(f, "`{}`", path.display()),
+            Self::Far(machine, None) => write!(f, "{}", machine.host()),
+            Self::Far(machine, Some(path)) => {
+                write!(f, "`{}` on {}", path.display(), machine.host())
+            }
+        }
+    }
+}
+
+impl From<&Self> for Address {
+    fn from(address: &Self) -> Self {
+        address.clone()
+    }
+}
+
+impl From<&PathBuf> for Address {
+    fn from(socket: &PathBuf) -> Self {
+        Self::Socket(socket.clone())
+    }
+}
+
+/// Why a request has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody listens: the socket is not there, or nothing accepts behind it. Nothing was sent.
-    #[error("nothing listens on `{}`", .0.display())]
-    NotListening(PathBuf),
+    #[error("nothing listens on {0}")]
+    NotListening(String),
+    /// There is no line to the other machine. Nothing was sent.
+    #[error(transparent)]
+    NoLine(#[from] LineError),
     /// The connection failed or broke, or the answer was no answer; whether the request had an effect is unknown.
-    #[error("the connection to `{}` broke: {reason}", socket.display())]
+    #[error("the connection to {address} broke: {reason}")]
     Broken {
-        /// The socket.
-        socket: PathBuf,
+        /// Where the request went.
+        address: String,
         /// What failed.
         reason: String,
     },
@@ -61,18 +110,19 @@ pub enum ClientError {
 /// # Errors
 /// [`ClientError`]; [`ClientError::Api`] for every status outside 2xx.
 pub async fn request<T: DeserializeOwned>(
-    socket: &Path,
+    address: impl Into<Address>,
     method: &str,
     path: &str,
     body: Option<impl Serialize>,
 ) -> Result<T, ClientError> {
+    let address = &address.into();
     let bytes = match body {
         Some(body) => serde_json::to_vec(&body)
-            .map_err(|err| broken(socket, format!("the request is no JSON: {err}")))?,
+            .map_err(|err| broken(address, format!("the request is no JSON: {err}")))?,
         None => Vec::new(),
     };
-    let response = send(socket, method, path, "application/json", bytes).await?;
-    decode(socket, response).await
+    let response = send(address, method, path, "application/json", bytes).await?;
+    decode(address, response).await
 }
 
 /// Sends `bytes` as they are with `PUT` and returns the decoded answer. Beware of axum's limit for bodies on the other side.
@@ -80,28 +130,26 @@ pub async fn request<T: DeserializeOwned>(
 /// # Errors
 /// As [`request`].
 pub async fn put_bytes<T: DeserializeOwned>(
-    socket: &Path,
+    address: impl Into<Address>,
     path: &str,
     bytes: Vec<u8>,
 ) -> Result<T, ClientError> {
-    let response = send(socket, "PUT", path, "application/octet-stream", bytes).await?;
-    decode(socket, response).await
+    let address = &address.into();
+    let response = send(address, "PUT", path, "application/octet-stream", bytes).await?;
+    decode(address, response).await
 }
 
 /// Opens a stream of server-sent events.
 ///
 /// # Errors
 /// As [`request`].
-pub async fn stream(socket: &Path, path: &str) -> Result<EventStream, ClientError> {
-    let response = send(socket, "GET", path, "application/json", Vec::new()).await?;
+pub async fn stream(address: impl Into<Address>, path: &str) -> Result<EventStream, ClientError> {
+    let address = address.into();
+    let response = send(&address, "GET", path, "application/json", Vec::new()).await?;
     if !response.status().is_success() {
-        return Err(refusal(socket, response).await);
+        return Err(refusal(&address, response).await);
     }
-    Ok(EventStream {
-        socket: socket.into(),
-        body: response.into_body(),
-        parser: EventParser::default(),
-    })
+    Ok(EventStream { address, body: response.into_body(), parser: EventParser::default() })
 }
 
 /// One server-sent event.
@@ -116,7 +164,7 @@ pub struct Event {
 /// Server-sent events as they come in. Dropping it ends the connection.
 #[derive(Debug)]
 pub struct EventStream {
-    socket: PathBuf,
+    address: Address,
     body: Incoming,
     parser: EventParser,
 }
@@ -130,13 +178,13 @@ impl EventStream {
         loop {
             if let Some(raw) = self.parser.next_event() {
                 let data = serde_json::from_str(&raw.data).map_err(|err| {
-                    broken(&self.socket, format!("an event `{}` is no JSON: {err}", raw.name))
+                    broken(&self.address, format!("an event `{}` is no JSON: {err}", raw.name))
                 })?;
                 return Ok(Some(Event { name: raw.name, data }));
             }
             match self.body.frame().await {
                 None => return Ok(None),
-                Some(Err(err)) => return Err(broken(&self.socket, describe(&err))),
+                Some(Err(err)) => return Err(broken(&self.address, describe(&err))),
                 Some(Ok(frame)) => {
                     if let Some(bytes) = frame.data_ref() {
                         self.parser.feed(bytes);
@@ -199,64 +247,93 @@ impl EventParser {
 
 /// Connects, sends one request and returns the answer's head; its body comes as it is read.
 async fn send(
-    socket: &Path,
+    address: &Address,
     method: &str,
     path: &str,
     content_type: &str,
     body: Vec<u8>,
 ) -> Result<Response<Incoming>, ClientError> {
-    let request = Request::builder()
+    let host = if matches!(address, Address::Far(..)) { "http://pgthaw" } else { "" };
+    let mut request = Request::builder()
         .method(method)
-        .uri(path)
-        .header(header::HOST, "pgthaw")
-        .header(header::CONTENT_TYPE, content_type)
+        .uri(format!("{host}{path}"))
+        .header(header::CONTENT_TYPE, content_type);
+    if let Address::Far(_, Some(socket)) = address {
+        let socket = percent_encode(socket.as_os_str().as_bytes(), NON_ALPHANUMERIC);
+        request = request.header(SOCKET_HEADER, socket.to_string());
+    }
+    let request = request
         .body(Full::new(Bytes::from(body)))
-        .map_err(|err| broken(socket, format!("no request can be made for `{path}`: {err}")))?;
+        .map_err(|err| broken(address, format!("no request can be made for `{path}`: {err}")))?;
+    match address {
+        Address::Socket(socket) => send_to_socket(socket, request).await,
+        Address::Far(machine, _) => {
+            let line = machine.line().await?;
+            let answer = line.call(request).await;
+            let answer = answer.map_err(|err| broken(address, describe(&err)))?;
+            match answer.headers().contains_key(NOT_LISTENING_HEADER) {
+                true => Err(ClientError::NotListening(address.to_string())),
+                false => Ok(answer),
+            }
+        }
+    }
+}
+
+/// Sends one request to a Unix socket of this machine and returns the answer's head.
+///
+/// # Errors
+/// [`ClientError::NotListening`] or [`ClientError::Broken`].
+pub async fn send_to_socket(
+    socket: &Path,
+    mut request: Request<Full<Bytes>>,
+) -> Result<Response<Incoming>, ClientError> {
+    let address = &Address::Socket(socket.into());
+    request.headers_mut().insert(header::HOST, HeaderValue::from_static("pgthaw"));
     let (mut sender, connection) = http1::handshake(TokioIo::new(connect(socket).await?))
         .await
-        .map_err(|err| broken(socket, describe(&err)))?;
+        .map_err(|err| broken(address, describe(&err)))?;
     // The connection ends with the answer's last byte, or when sender and body are dropped.
     tokio::spawn(async move {
         let _ = connection.await; // the sender and the body report what goes wrong
     });
-    sender.send_request(request).await.map_err(|err| broken(socket, describe(&err)))
+    sender.send_request(request).await.map_err(|err| broken(address, describe(&err)))
 }
 
 async fn decode<T: DeserializeOwned>(
-    socket: &Path,
+    address: &Address,
     response: Response<Incoming>,
 ) -> Result<T, ClientError> {
     if !response.status().is_success() {
-        return Err(refusal(socket, response).await);
+        return Err(refusal(address, response).await);
     }
     let body = response.into_body().collect().await;
-    let body = body.map_err(|err| broken(socket, describe(&err)))?.to_bytes();
+    let body = body.map_err(|err| broken(address, describe(&err)))?.to_bytes();
     let json: &[u8] = if body.is_empty() { b"null" } else { &body };
     serde_json::from_slice(json)
-        .map_err(|err| broken(socket, format!("the answer is not what was asked for: {err}")))
+        .map_err(|err| broken(address, format!("the answer is not what was asked for: {err}")))
 }
 
 /// Returns what an answer outside 2xx says.
-async fn refusal(socket: &Path, response: Response<Incoming>) -> ClientError {
+async fn refusal(address: &Address, response: Response<Incoming>) -> ClientError {
     let status = response.status();
     let body = match response.into_body().collect().await {
         Ok(body) => body.to_bytes(),
-        Err(err) => return broken(socket, describe(&err)),
+        Err(err) => return broken(address, describe(&err)),
     };
     match serde_json::from_slice::<ApiError>(&body) {
         Ok(error) => ClientError::Api(error),
         Err(_) => {
             let text = String::from_utf8_lossy(&body);
             broken(
-                socket,
+                address,
                 format!("the server answered `{status}` {}", text.trim()).trim_end().into(),
             )
         }
     }
 }
 
-fn broken(socket: &Path, reason: String) -> ClientError {
-    ClientError::Broken { socket: socket.into(), reason }
+fn broken(address: &Address, reason: String) -> ClientError {
+    ClientError::Broken { address: address.to_string(), reason }
 }
 
 /// Returns an error with its sources: hyper keeps the reason there.
@@ -285,11 +362,14 @@ async fn connect(socket: &Path) -> Result<UnixStream, ClientError> {
     };
     match tokio::time::timeout(CONNECT_LIMIT, attempt).await {
         Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(err)) if is_not_listening(&err) => Err(ClientError::NotListening(socket.into())),
-        Ok(Err(err)) => Err(broken(socket, format!("connect: {err}"))),
-        Err(_) => {
-            Err(broken(socket, format!("connect: no answer within {} s", CONNECT_LIMIT.as_secs())))
+        Ok(Err(err)) if is_not_listening(&err) => {
+            Err(ClientError::NotListening(format!("`{}`", socket.display())))
         }
+        Ok(Err(err)) => Err(broken(&Address::Socket(socket.into()), format!("connect: {err}"))),
+        Err(_) => Err(broken(
+            &Address::Socket(socket.into()),
+            format!("connect: no answer within {} s", CONNECT_LIMIT.as_secs()),
+        )),
     }
 }
 

@@ -1,0 +1,124 @@
+//! The way to the target: a directory of this machine, or the sending half of a data mover for another machine's.
+//!
+//! The server makes the connections to the other machine and has them handed over on a socket of the session; when one breaks,
+//! delivery waits for the next.
+
+use std::fs::File;
+use std::io;
+use std::net::Shutdown;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use pgthaw_mover::{
+    Connection, EXPORT_JSON, RemoteOptions, RemoteStatus, RemoteTarget, SHA256SUMS, Target,
+    TargetDirectory, TargetState,
+};
+use pgthaw_session::AgentView;
+use pgthaw_session::observed::Failure;
+use pgthaw_session::session::Place;
+use tokio::sync::watch;
+
+use super::dumping::moving;
+use super::{Agent, lock};
+use crate::attach::handing::{Handed, take_over};
+use crate::internal::mount::STALL_LIMIT;
+use crate::wire::Assignment;
+
+/// The socket on which connections to the target arrive.
+pub fn mover_socket(place: &Place) -> PathBuf {
+    place.work_directory.join("agent").join("mover.sock")
+}
+
+/// The target on another machine, if it is on one: listens for connections to it.
+///
+/// # Errors
+/// When the socket cannot be made.
+pub fn remote_target(
+    assignment: &Assignment,
+    view: watch::Sender<AgentView>,
+) -> io::Result<Option<Arc<RemoteTarget>>> {
+    if !assignment.request.delivers_elsewhere() {
+        return Ok(None);
+    }
+    let socket = mover_socket(&assignment.place);
+    let listener = UnixListener::bind(&socket)?;
+    std::fs::set_permissions(&socket, PermissionsExt::from_mode(0o600))?;
+    let on_change = move |status: &RemoteStatus| {
+        let waiting = (!status.connected).then(|| {
+            let why = status.reason.as_deref().map(|why| format!(" ({why})")).unwrap_or_default();
+            format!(
+                "the target cannot be reached since {}{why}",
+                status.since.strftime("%H:%M:%S UTC")
+            )
+        });
+        view.send_modify(|view| {
+            view.waiting_for_target = waiting;
+            view.version += 1;
+        });
+    };
+    let options = RemoteOptions { stall_limit: STALL_LIMIT, ..RemoteOptions::default() };
+    let target = Arc::new(RemoteTarget::new(options, on_change));
+    let connected = target.clone();
+    std::thread::spawn(move || {
+        for holder in listener.incoming().flatten() {
+            // Whoever has handed over something else is told by the end of his connection.
+            let Ok(Handed { input, output, holder }) = take_over(holder) else { continue };
+            let close = move || {
+                let _ = holder.shutdown(Shutdown::Both); // its process ends, and with it the connection
+            };
+            connected
+                .connect(Connection::new(File::from(input), File::from(output)).closed_by(close));
+        }
+    });
+    Ok(Some(target))
+}
+
+/// The target, locked for this session as long as the agent lives.
+///
+/// # Errors
+/// When it cannot be worked in, or is no longer empty.
+pub fn target(agent: &Agent) -> Result<Arc<dyn Target>, Failure> {
+    if let Some(target) = &agent.remote_target {
+        return Ok(target.clone());
+    }
+    let mut opened = lock(&agent.target);
+    if let Some(target) = &*opened {
+        return Ok(target.clone());
+    }
+    let assignment = &agent.assignment;
+    let target = open(&assignment.request.target, &assignment.session, assignment.request.replace)?;
+    Ok(opened.insert(Arc::new(target)).clone())
+}
+
+/// Opens the target directory of this machine for `session`, locks it, and looks at it again: what the check has seen may have changed
+/// until then.
+///
+/// # Errors
+/// When it cannot be worked in, or is no longer empty.
+pub fn open(
+    path: &std::path::Path,
+    session: &str,
+    replace: bool,
+) -> Result<TargetDirectory, Failure> {
+    let target = TargetDirectory::create(path, session).map_err(moving)?;
+    let mut own = match replace {
+        true => Vec::new(),
+        false => TargetDirectory::published(path, session).map_err(moving)?,
+    };
+    if !replace {
+        own.extend([SHA256SUMS, EXPORT_JSON].map(str::to_owned));
+    }
+    let own: Vec<&str> = own.iter().map(String::as_str).collect();
+    let report = TargetDirectory::inspect(path, session, &own).map_err(moving)?;
+    let found = match (report.state, report.other_sessions.first()) {
+        (_, Some(other)) => format!("it belongs to session {other}"),
+        (TargetState::Empty, None) => return Ok(target),
+        (TargetState::HoldsExport(_), None) if replace => return Ok(target),
+        (TargetState::HoldsOther(names), None) => format!("it holds `{}`", names.join("`, `")),
+        (_, None) => "it holds another export".into(),
+    };
+    Err(Failure::new(format!("target `{}` is no longer empty: {found}", path.display()))
+        .hint("move that away and retry, or cancel and export to another directory"))
+}

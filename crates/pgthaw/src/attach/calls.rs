@@ -1,0 +1,159 @@
+//! Calls from another machine's server: what it asks of this machine, and requests that are passed on to a session's agent.
+
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use http_body_util::{BodyExt, Full};
+use percent_encoding::percent_decode_str;
+use pgthaw_session::session::Place;
+
+use super::Only;
+use crate::agent::{check, place, sealing, undo};
+use crate::delivered::Delivered;
+use crate::http::{self, ClientError, NOT_LISTENING_HEADER, SOCKET_HEADER};
+use crate::server::agent_link::AgentLink;
+use crate::server::site;
+use crate::wire::{
+    ApiError, Assignment, CheckPart, CheckReport, CheckTask, PlaceTask, TargetTask, TargetUndone,
+};
+
+/// All routes that a connection restricted to `only` may use.
+pub fn router(only: Option<Only>) -> axum::Router {
+    let staging = axum::Router::new()
+        .route("/v1/host/place", post(choose_place))
+        .route("/v1/host/agent", post(start_agent))
+        .route("/v1/host/find", post(async |Json(place): Json<Place>| Json(undo::find_at(&place))))
+        .route(
+            "/v1/host/undo",
+            post(async |Json(place): Json<Place>| blocking(move || undo::undo_at(&place)).await),
+        )
+        .fallback(pass_on);
+    let target = axum::Router::new()
+        .route(
+            "/v1/host/missing",
+            post(async |Json(path): Json<PathBuf>| Json(check::missing_directories(&path))),
+        )
+        .route(
+            "/v1/host/find-in-target",
+            post(async |Json(task): Json<TargetTask>| Json(undo::find_in_target(&task))),
+        )
+        .route(
+            "/v1/host/undo-target",
+            post(async |Json(task): Json<TargetTask>| -> Result<Json<TargetUndone>, ApiError> {
+                blocking(move || undo::undo_target(&task)).await
+            }),
+        )
+        .route(
+            "/v1/host/sealed",
+            post(async |Json((directory, session)): Json<(PathBuf, String)>| {
+                Json(sealing::sealed_before(&directory, &session))
+            }),
+        );
+    let target = target.route(
+        "/v1/host/delivered",
+        post(async |Json((directory, databases)): Json<(PathBuf, Vec<String>)>| {
+            Json(Delivered::look(&directory, &databases))
+        }),
+    );
+    let both = axum::Router::new().route("/v1/host/check", post(move |task| checked(only, task)));
+    let allowed = match only {
+        None => both.merge(staging).merge(target),
+        Some(Only::Staging) => both.merge(staging),
+        Some(Only::Target) => both.merge(target),
+    };
+    allowed.layer(DefaultBodyLimit::disable())
+}
+
+async fn checked(
+    only: Option<Only>,
+    Json(task): Json<CheckTask>,
+) -> Result<Json<CheckReport>, ApiError> {
+    let allowed = match only {
+        None => true,
+        Some(Only::Staging) => task.part == CheckPart::Staging,
+        Some(Only::Target) => task.part == CheckPart::Target,
+    };
+    if !allowed {
+        return Err(ApiError::broken("this connection may not be used for that"));
+    }
+    site::check_here(&task).await.map(Json)
+}
+
+async fn choose_place(Json(task): Json<PlaceTask>) -> Result<Json<Place>, ApiError> {
+    Ok(Json(place::choose_place(&task.session, &task.request, task.marker)?))
+}
+
+async fn start_agent(Json(assignment): Json<Assignment>) -> Result<Json<()>, ApiError> {
+    // What the agent says before its directories are there lies in memory and ends with it.
+    let log = rustix::fs::memfd_create(c"agent.log", rustix::fs::MemfdFlags::CLOEXEC);
+    let log = log.map_err(|err| ApiError::broken(format!("make a log in memory: {err}")))?;
+    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&log));
+    AgentLink::start(&assignment, Path::new(&path)).await?;
+    Ok(Json(()))
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<Json<T>, ApiError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map(Json).map_err(|err| ApiError::broken(format!("the work ended early: {err}")))
+}
+
+/// Passes a request on to the socket that it names, and the answer back.
+async fn pass_on(request: Request) -> Response {
+    let (head, body) = request.into_parts();
+    let Some(socket) = own_socket(&head.headers) else {
+        return (StatusCode::NOT_FOUND, "there is no such call here").into_response();
+    };
+    let bytes = match body.collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(err) => return (StatusCode::BAD_REQUEST, err.to_string()).into_response(),
+    };
+    let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
+    let mut onwards = hyper::Request::builder().method(head.method).uri(path);
+    if let Some(kind) = head.headers.get(hyper::header::CONTENT_TYPE) {
+        onwards = onwards.header(hyper::header::CONTENT_TYPE, kind);
+    }
+    let Ok(onwards) = onwards.body(Full::new(bytes)) else {
+        return StatusCode::BAD_REQUEST.into_response();
+    };
+    match http::send_to_socket(&socket, onwards).await {
+        Ok(answer) => {
+            let (head, body) = answer.into_parts();
+            let mut response = Response::new(Body::new(body));
+            *response.status_mut() = head.status;
+            if let Some(kind) = head.headers.get(hyper::header::CONTENT_TYPE) {
+                response.headers_mut().insert(hyper::header::CONTENT_TYPE, kind.clone());
+            }
+            response
+        }
+        Err(err) => {
+            let mut response = (StatusCode::BAD_GATEWAY, err.to_string()).into_response();
+            if matches!(err, ClientError::NotListening(_)) {
+                let name = HeaderName::from_static(NOT_LISTENING_HEADER);
+                response.headers_mut().insert(name, HeaderValue::from_static("1"));
+            }
+            response
+        }
+    }
+}
+
+/// The socket that a request names: one of this account's, or one that is not there.
+fn own_socket(headers: &HeaderMap) -> Option<PathBuf> {
+    let named = headers.get(SOCKET_HEADER)?.to_str().ok()?;
+    let path = PathBuf::from(std::ffi::OsString::from_vec(percent_decode_str(named).collect()));
+    match std::fs::symlink_metadata(&path) {
+        Err(_) => Some(path), // whoever asks is told that nothing listens there
+        Ok(meta) => {
+            let own = meta.uid() == rustix::process::geteuid().as_raw();
+            (own && meta.file_type().is_socket()).then_some(path)
+        }
+    }
+}

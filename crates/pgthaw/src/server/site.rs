@@ -1,0 +1,401 @@
+//! One machine of a session: everything that is done there, on this machine by itself, on another through its line.
+//!
+//! The other machine's half of each call is in [`crate::attach`], which calls the same functions.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use pgthaw_link::{Host, OpenLine, Purpose};
+use pgthaw_session::observed::Failure;
+use pgthaw_session::session::Place;
+use pgthaw_session::{ExportRequest, Session};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::agent_link::AgentLink;
+use super::sessions::new_marker;
+use crate::agent::undo;
+use crate::agent::{self, place, sealing};
+use crate::delivered::Delivered;
+use crate::http::{self, Address, ClientError};
+use crate::internal::{self, Child};
+use crate::machine::{Machine, Machines};
+use crate::wire::{
+    ApiError, Assignment, BackupFacts, CheckPart, CheckReport, CheckTask, Finding, PlaceTask,
+    TargetTask, TargetUndone,
+};
+
+/// A machine.
+#[derive(Debug, Clone)]
+pub enum Site {
+    /// This one.
+    Here,
+    /// Another one.
+    Far(Arc<Machine>),
+}
+
+impl Site {
+    /// The machine called `host`, as a request or a journal names it.
+    ///
+    /// # Errors
+    /// When that is no host's name.
+    pub fn named(host: Option<&str>, machines: &Machines) -> Result<Self, ApiError> {
+        let Some(host) = host else { return Ok(Self::Here) };
+        let host: Host = host.parse().map_err(|err: pgthaw_link::BadHost| ApiError {
+            message: err.to_string(),
+            hint: None,
+            usage: true,
+        })?;
+        Ok(Self::Far(machines.get(&host)))
+    }
+
+    /// Checks what `task` says can be done there.
+    ///
+    /// # Errors
+    /// When nothing can be checked.
+    pub async fn check(&self, task: &CheckTask) -> Result<CheckReport, ApiError> {
+        match self {
+            Self::Here => check_here(task).await,
+            Self::Far(machine) => call(machine, "check", task).await,
+        }
+    }
+
+    /// Chooses where a session works there; makes nothing.
+    ///
+    /// # Errors
+    /// When there is no place for it.
+    pub async fn choose_place(&self, task: PlaceTask) -> Result<Place, ApiError> {
+        match self {
+            Self::Here => Ok(place::choose_place(&task.session, &task.request, task.marker)?),
+            Self::Far(machine) => call(machine, "place", &task).await,
+        }
+    }
+
+    /// The directories that have to be made for `path` to exist there, the outermost first.
+    ///
+    /// # Errors
+    /// When the machine cannot be reached.
+    pub async fn missing_directories(&self, path: &Path) -> Result<Vec<PathBuf>, ApiError> {
+        match self {
+            Self::Here => Ok(agent::check::missing_directories(path)),
+            Self::Far(machine) => call(machine, "missing", &path).await,
+        }
+    }
+
+    /// Starts a session's agent there, detached; its errors go to `log` if that is here.
+    ///
+    /// # Errors
+    /// When it cannot be started or ends before it answers.
+    pub async fn start_agent(
+        &self,
+        assignment: &Assignment,
+        log: &Path,
+    ) -> Result<AgentLink, Failure> {
+        match self {
+            Self::Here => AgentLink::start(assignment, log).await,
+            Self::Far(machine) => {
+                call::<()>(machine, "agent", assignment).await?;
+                Ok(self.agent(&assignment.place))
+            }
+        }
+    }
+
+    /// The line to the agent at `place` there, whether or not one listens.
+    pub fn agent(&self, place: &Place) -> AgentLink {
+        let socket = agent::socket_of(place);
+        AgentLink::to(match self {
+            Self::Here => Address::Socket(socket),
+            Self::Far(machine) => Address::Far(machine.clone(), Some(socket)),
+        })
+    }
+
+    /// Lists what a session left at `place` there: kind and name.
+    ///
+    /// # Errors
+    /// When the machine cannot be reached.
+    pub async fn find_at(&self, place: &Place) -> Result<Vec<(String, String)>, ApiError> {
+        match self {
+            Self::Here => Ok(undo::find_at(place)),
+            Self::Far(machine) => call(machine, "find", place).await,
+        }
+    }
+
+    /// Lists what a session has in its target there: kind and name.
+    ///
+    /// # Errors
+    /// When the machine cannot be reached.
+    pub async fn find_in_target(
+        &self,
+        task: &TargetTask,
+    ) -> Result<Vec<(String, String)>, ApiError> {
+        match self {
+            Self::Here => Ok(undo::find_in_target(task)),
+            Self::Far(machine) => call(machine, "find-in-target", task).await,
+        }
+    }
+
+    /// Removes what a session left at `place` there; returns what could not be removed.
+    pub async fn undo_at(&self, place: &Place) -> Vec<String> {
+        let undone = match self {
+            Self::Here => {
+                let place = place.clone();
+                tokio::task::spawn_blocking(move || undo::undo_at(&place))
+                    .await
+                    .map_err(ended_early)
+            }
+            Self::Far(machine) => call(machine, "undo", place).await,
+        };
+        undone.unwrap_or_else(|err| vec![err.message])
+    }
+
+    /// Removes what a session put into its target there.
+    pub async fn undo_target(&self, task: &TargetTask) -> TargetUndone {
+        let undone = match self {
+            Self::Here => {
+                let task = task.clone();
+                tokio::task::spawn_blocking(move || undo::undo_target(&task))
+                    .await
+                    .map_err(ended_early)
+            }
+            Self::Far(machine) => call(machine, "undo-target", task).await,
+        };
+        undone.unwrap_or_else(|err| TargetUndone {
+            failed: vec![err.message],
+            ..TargetUndone::default()
+        })
+    }
+
+    /// Bytes of the export in `directory` there, if it is complete and `session` made it.
+    ///
+    /// # Errors
+    /// When the machine cannot be reached.
+    pub async fn sealed_before(
+        &self,
+        directory: &Path,
+        session: &str,
+    ) -> Result<Option<u64>, ApiError> {
+        match self {
+            Self::Here => Ok(sealing::sealed_before(directory, session)),
+            Self::Far(machine) => call(machine, "sealed", &(directory, session)).await,
+        }
+    }
+
+    /// Looks into the export of `databases` in `directory` there.
+    ///
+    /// # Errors
+    /// When the machine cannot be reached.
+    pub async fn delivered(
+        &self,
+        directory: &Path,
+        databases: Vec<String>,
+    ) -> Result<Delivered, ApiError> {
+        match self {
+            Self::Here => Ok(Delivered::look(directory, &databases)),
+            Self::Far(machine) => call(machine, "delivered", &(directory, databases)).await,
+        }
+    }
+
+    /// Opens a connection there for raw bytes; on this machine to a `pgthaw attach` of its own.
+    ///
+    /// # Errors
+    /// When there is no way to the machine.
+    pub async fn open(&self, purpose: &Purpose) -> Result<OpenLine, ApiError> {
+        match self {
+            Self::Here => OpenLine::here(purpose)
+                .await
+                .map_err(|err| ApiError::broken(format!("start pgthaw attach: {err}"))),
+            Self::Far(machine) => Ok(machine.open(purpose).await?),
+        }
+    }
+
+    /// What it is called in messages.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Here => "this machine".into(),
+            Self::Far(machine) => machine.host().to_string(),
+        }
+    }
+
+    /// The machine, if it is another one.
+    pub fn machine(&self) -> Option<&Arc<Machine>> {
+        match self {
+            Self::Here => None,
+            Self::Far(machine) => Some(machine),
+        }
+    }
+
+    /// Names the machine in what a check found there, if it is another one.
+    fn named_in(&self, mut report: CheckReport) -> CheckReport {
+        if let Some(machine) = self.machine() {
+            let host = machine.host();
+            let texts = report.passed.iter_mut();
+            let texts = texts.chain(report.findings.iter_mut().map(|finding| &mut finding.message));
+            texts.for_each(|text| *text = format!("{host}: {text}"));
+        }
+        report
+    }
+}
+
+/// The machines of one session.
+#[derive(Debug, Clone)]
+pub struct Sites {
+    /// Where the backup is mounted, started and dumped.
+    pub staging: Site,
+    /// What gets the dump.
+    pub target: Site,
+}
+
+impl Sites {
+    /// Checks both machines side by side; everything that is found is reported, with the machine where it is another one.
+    ///
+    /// # Errors
+    /// When one of them cannot be checked.
+    pub async fn check(
+        &self,
+        session: Option<String>,
+        request: &ExportRequest,
+        facts: &BackupFacts,
+        delivered: Vec<String>,
+    ) -> Result<CheckReport, ApiError> {
+        let part = |part| CheckTask {
+            part,
+            session: session.clone(),
+            request: request.clone(),
+            facts: facts.clone(),
+            delivered: delivered.clone(),
+        };
+        if !request.delivers_elsewhere() {
+            let report = self.staging.check(&part(CheckPart::Everything)).await?;
+            return Ok(self.staging.named_in(report));
+        }
+        let (staging, target) = (part(CheckPart::Staging), part(CheckPart::Target));
+        let (staging, target) =
+            tokio::join!(self.staging.check(&staging), self.target.check(&target));
+        let mut both = CheckReport::default();
+        for (site, report) in [(&self.staging, staging), (&self.target, target)] {
+            match report {
+                Ok(report) => {
+                    let report = site.named_in(report);
+                    both.passed.extend(report.passed);
+                    both.findings.extend(report.findings);
+                }
+                // One that cannot be reached does not hide what is wrong with the other.
+                Err(err) => both.findings.push(Finding {
+                    error: true,
+                    usage: err.usage,
+                    message: err.message,
+                    remedy: err.hint,
+                }),
+            }
+        }
+        Ok(both)
+    }
+
+    /// Lets a relative target on another machine begin at the home directory there, as scp does.
+    ///
+    /// # Errors
+    /// When that machine cannot be reached.
+    pub async fn make_absolute(&self, request: &mut ExportRequest) -> Result<(), ApiError> {
+        if let Some(machine) = self.target.machine()
+            && request.target.is_relative()
+        {
+            let home = machine.line().await?.welcome().home.clone();
+            request.target = home.join(&request.target).components().collect();
+        }
+        Ok(())
+    }
+
+    /// Chooses where a session works; makes nothing.
+    ///
+    /// # Errors
+    /// When there is no place for it, or a machine cannot be reached.
+    pub async fn choose_place(&self, session: &Session) -> Result<Place, ApiError> {
+        let (request, marker) = (session.request.clone(), new_marker());
+        let elsewhere = request.delivers_elsewhere().then(|| request.target.clone());
+        let task = PlaceTask { session: session.id.clone(), request, marker };
+        let mut place = self.staging.choose_place(task).await?;
+        if let Some(target) = elsewhere {
+            place.target_directories = self.target.missing_directories(&target).await?;
+        }
+        Ok(place)
+    }
+
+    /// Lists what is left of a session: kind and name, with the machine where it is another one.
+    ///
+    /// # Errors
+    /// When a machine cannot be reached.
+    pub async fn find(&self, session: &Session) -> Result<Vec<(String, String)>, ApiError> {
+        let on = |site: &Site, found: Vec<(String, String)>| -> Vec<(String, String)> {
+            match site.machine() {
+                None => found,
+                Some(machine) => found
+                    .into_iter()
+                    .map(|(kind, name)| (kind, format!("{}:{name}", machine.host())))
+                    .collect(),
+            }
+        };
+        let mut found = Vec::new();
+        if let Some(place) = &session.place {
+            found.extend(on(&self.staging, self.staging.find_at(place).await?));
+        }
+        if session.target_touched {
+            found.extend(on(
+                &self.target,
+                self.target.find_in_target(&target_task(session, true)).await?,
+            ));
+        }
+        Ok(found)
+    }
+
+    /// Removes what a session made; with `everything` also what it put into the target.
+    pub async fn undo(&self, session: &Session, everything: bool) -> TargetUndone {
+        let failed = match &session.place {
+            Some(place) => self.staging.undo_at(place).await,
+            None => Vec::new(),
+        };
+        // Looked at only now: nobody is left who could complete it.
+        let mut undone = self.target.undo_target(&target_task(session, everything)).await;
+        undone.failed.splice(0..0, failed);
+        undone
+    }
+}
+
+fn target_task(session: &Session, everything: bool) -> TargetTask {
+    TargetTask {
+        session: session.id.clone(),
+        directory: session.request.target.clone(),
+        replace: session.request.replace,
+        made: session.target_directories.clone(),
+        everything,
+    }
+}
+
+fn ended_early(err: tokio::task::JoinError) -> ApiError {
+    ApiError::broken(format!("removing ended early: {err}"))
+}
+
+/// Runs the check in a child, so that whatever it meets cannot hold the caller up.
+pub async fn check_here(task: &CheckTask) -> Result<CheckReport, ApiError> {
+    let report = internal::ask(Child::Check, None, task).await?;
+    serde_json::from_slice(&report)
+        .map_err(|err| ApiError::broken(format!("the check answered something else: {err}")))
+}
+
+/// Calls another machine's `pgthaw attach` itself.
+async fn call<T: DeserializeOwned>(
+    machine: &Arc<Machine>,
+    verb: &str,
+    task: &(impl Serialize + Sync),
+) -> Result<T, ApiError> {
+    let address = Address::Far(machine.clone(), None);
+    let answer = http::request(&address, "POST", &format!("/v1/host/{verb}"), Some(task)).await;
+    answer.map_err(|err| match err {
+        ClientError::Api(error) => {
+            ApiError { message: format!("{}: {}", machine.host(), error.message), ..error }
+        }
+        ClientError::NoLine(error) => error.into(),
+        err @ (ClientError::NotListening(_) | ClientError::Broken { .. }) => {
+            ApiError::broken(err.to_string())
+        }
+    })
+}
