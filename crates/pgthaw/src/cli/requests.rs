@@ -82,7 +82,17 @@ impl Surroundings {
     /// When an argument after `--` is not for pg_dump, or not for a user; as [`Surroundings::repository`].
     pub fn export(&self, options: &ExportOptions) -> Result<ExportRequest, ApiError> {
         let ExportOptions { dump, work, .. } = options;
-        let absolute = |path: &Option<PathBuf>| self.absolute_if_any(path);
+        let absolute = |path: &Option<PathBuf>| match (path, &work.staging) {
+            (Some(path), Some(host)) if path.is_relative() => Err(ApiError {
+                message: format!(
+                    "`{}` is a directory of {host}: relative paths mean nothing there",
+                    path.display()
+                ),
+                hint: Some("write it from `/` on".into()),
+                usage: true,
+            }),
+            _ => self.absolute_if_any(path),
+        };
         Ok(ExportRequest {
             repository: self.repository(&options.repository, &options.reading)?,
             backup: options.backup.clone(),
@@ -254,7 +264,7 @@ mod tests {
             "--dump-dir",
             "/d",
             "--work-dir",
-            "w",
+            "/w",
             "--cache-size",
             "64MB",
             "--pg-bin",
@@ -318,7 +328,7 @@ mod tests {
             globals: true,
             role_passwords: false,
             dump_dir: Some("/d".into()),
-            work_dir: Some("/no/such/place/w".into()),
+            work_dir: Some("/w".into()),
             cache_size: Some(64 << 20),
             pg_bin: Some("/usr/pgsql/bin".into()),
             os_user: Some("pg".into()),
@@ -340,6 +350,19 @@ mod tests {
         options.wal_archive.push("wal".into());
         let error = gone.repository(&name("/r"), &options).unwrap_err();
         assert!(error.message.contains("`wal`") && error.message.contains("it is gone"));
+    }
+
+    #[test]
+    fn directories_of_the_staging_server_are_written_whole() {
+        for option in ["--work-dir", "--dump-dir", "--pg-bin"] {
+            let line = ["r", "-d", "crm", "--to", "/no/such/o", option, "here"];
+            assert!(request(&line).is_ok(), "{option}");
+            let error = request(&[&line[..], &["--staging", "db1"]].concat()).unwrap_err();
+            assert!(
+                error.usage && error.message.contains("`here` is a directory of db1"),
+                "{error:?}"
+            );
+        }
     }
 
     #[test]
