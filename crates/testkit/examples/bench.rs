@@ -5,6 +5,7 @@
 //! device. So does the work directory with the state, in a second export: while it runs, that file system is synced all the
 //! time, so that everything written reaches the device, even what is removed a moment later. (The processes' own figures
 //! count what PostgreSQL writes three times: twice in the mount's page cache, once where the mount keeps it.)
+//! In a third export the instance runs on another host of a lab, and what goes over the link is counted.
 //! Needs root. Ends with 1 where a limit of the project is missed (they are for `medium`).
 
 use std::path::{Path, PathBuf};
@@ -13,14 +14,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use pgthaw_testkit::{
-    BackupOptions, BackupType, Cluster, ClusterOptions, PgBackRest, RestoreTarget, Scale, Scratch,
-    User, fingerprint, is_moved_by_traffic, measure, restore_dump_into_fresh_server, run,
+    BackupOptions, BackupType, Cluster, ClusterOptions, HostPlan, Lab, PgBackRest, RestoreTarget,
+    Scale, Scratch, User, fingerprint, is_moved_by_traffic, measure,
+    restore_dump_into_fresh_server, run,
 };
 
 /// Most bytes that may be read from the repository.
 const READ_LIMIT: u64 = 100_000_000;
 /// Most bytes that may be written besides the dump.
 const WRITE_LIMIT: u64 = 150_000_000;
+/// Most bytes that may go over the link from the mount server to the staging server.
+const LINK_LIMIT: u64 = 100_000_000;
 /// The first query is answered in at most this part of the time that restore and start take.
 const TIME_PART: f64 = 0.2;
 
@@ -82,6 +86,7 @@ fn bench(program: &Path, scale: Scale) -> bool {
         - usage.started;
 
     let written = written_besides_the_dump(program, &dir, &repository.path());
+    let over_link = bytes_over_link(program, &repository.path());
 
     let fresh = restore_dump_into_fresh_server(&export);
     let differences =
@@ -115,6 +120,7 @@ fn bench(program: &Path, scale: Scale) -> bool {
     };
     judge("MB read from the repository", mega(read), mega(READ_LIMIT));
     judge("MB written besides the dump", mega(written), mega(WRITE_LIMIT));
+    judge("MB sent by the mount server to a staging server", mega(over_link), mega(LINK_LIMIT));
     judge(
         &format!("s to the first query ({restore:.1} s by pgbackrest restore and start)"),
         ready,
@@ -150,6 +156,20 @@ fn written_besides_the_dump(program: &Path, dir: &Scratch, repository: &Path) ->
     });
     sync();
     device.bytes_written() - before
+}
+
+/// Exports with the instance on another host of a lab; returns the bytes that the mount server sent to it, by the kernel's figures
+/// of the network device. The program is installed there, so it is not among them.
+fn bytes_over_link(program: &Path, repository: &Path) -> u64 {
+    // An ordinary account of the lab reads it.
+    run(Command::new("chmod").args(["--recursive", "o+rX"]).arg(repository));
+    let mount = HostPlan::new("mount").program(program).share(repository, "/srv/repository");
+    let lab = Lab::with([mount, HostPlan::new("staging").program(program)]);
+    let before = lab.bytes("mount", "staging");
+    let mut export = lab.host("mount").command("ann", "pgthaw");
+    export.args(["export", "/srv/repository", "-d", "crm", "--staging", "dba@staging"]);
+    run(export.args(["--to", "/home/ann/export"]));
+    lab.bytes("mount", "staging") - before
 }
 
 /// Returns when the newest session's instance first answered, in seconds since 1970.
