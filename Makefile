@@ -1,10 +1,11 @@
 # What people type. Each target installs what it needs (Debian 12) and says so; nothing is installed twice.
-.PHONY: help setup demo test bench dist clean
+.PHONY: help setup demo test bench bench-mover dist clean
 
 help:
 	@echo "make demo   the main job on a sample cluster: back up, export, load, compare"
 	@echo "make test   every test"
 	@echo "make bench  bytes and times on a cluster of 4.7 GB (needs 25 GB of disk)"
+	@echo "make bench-mover  delivery to another machine against rsync over ssh, both on this one (needs 10 GB of memory)"
 	@echo "make dist   static binary, manual pages, completions, checksums below dist/"
 	@echo "make setup  only install what the others need"
 
@@ -19,6 +20,9 @@ test: setup
 
 bench: setup
 	@scripts/bench
+
+bench-mover: setup
+	cargo run --locked --release --package pgthaw-mover --example bench_mover -- /dev/shm 2 5
 
 dist:
 	@scripts/dist
