@@ -49,6 +49,8 @@ pub enum Purpose {
     Calls,
     /// Raw bytes for whoever listens on this Unix socket: it gets the connection's own descriptors.
     Socket(PathBuf),
+    /// The connection itself is offered to the server there: it may use it as if it had reached the near side by ssh.
+    Offer(String),
     /// Raw bytes for the receiving half of a data mover.
     Receive {
         /// The session.

@@ -22,5 +22,5 @@ mod ssh;
 pub use far_side::{serve_calls, welcome_and_greet};
 pub use greeting::{Greeting, GreetingError, PROTOCOL, Purpose, Welcome, read_line, write_line};
 pub use host::{BadHost, Host, Place};
-pub use line::{Carry, Line, LineError, OpenLine};
+pub use line::{Carrier, Carry, Line, LineError, OpenLine};
 pub use program::{own_build, remove_if_unused};

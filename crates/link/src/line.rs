@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,6 +13,7 @@ use hyper::client::conn::http2;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::task::JoinHandle;
 
@@ -43,7 +45,7 @@ pub enum Carry {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LineError {
     /// The machine.
-    pub host: Host,
+    pub host: String,
     /// What failed.
     pub message: String,
     /// What to do about it.
@@ -60,11 +62,32 @@ impl fmt::Display for LineError {
 
 impl std::error::Error for LineError {}
 
-/// A connection whose greetings are over: an ssh process with its pipes. Dropping it ends ssh.
+/// What keeps a connection up.
+#[derive(Debug)]
+pub enum Carrier {
+    /// An ssh process, or `pgthaw attach` itself; dropping it ends it.
+    Process(Child),
+    /// Whoever offered the connection, until it lets go of this or we do.
+    Offered(UnixStream),
+}
+
+impl Carrier {
+    /// Waits until the connection has ended.
+    pub async fn wait(&mut self) {
+        match self {
+            Self::Process(child) => {
+                let _ = child.wait().await; // however it ended
+            }
+            Self::Offered(holder) => while let Ok(1..) = holder.read(&mut [0; 64]).await {},
+        }
+    }
+}
+
+/// A connection whose greetings are over. Dropping it ends it.
 #[derive(Debug)]
 pub struct OpenLine {
-    /// The process.
-    pub child: Child,
+    /// What keeps it up.
+    pub carrier: Carrier,
     /// To the far side.
     pub input: ChildStdin,
     /// From the far side.
@@ -76,10 +99,9 @@ pub struct OpenLine {
 /// Calls to another machine. Clones share the connection, which ends with the last of them.
 #[derive(Debug, Clone)]
 pub struct Line {
-    host: Host,
     welcome: Arc<Welcome>,
     sender: http2::SendRequest<Full<Bytes>>,
-    _process: Arc<Child>,
+    _carrier: Arc<Carrier>,
 }
 
 impl Line {
@@ -93,7 +115,15 @@ impl Line {
         forward_agent: bool,
     ) -> Result<Self, LineError> {
         let open = open(host, carry, forward_agent, &Purpose::Calls).await?;
-        let OpenLine { child, input, output, welcome } = open;
+        Self::over(&host.to_string(), open).await
+    }
+
+    /// Makes a line of an open connection for calls to the machine called `host`.
+    ///
+    /// # Errors
+    /// [`LineError`].
+    pub async fn over(host: &str, open: OpenLine) -> Result<Self, LineError> {
+        let OpenLine { carrier, input, output, welcome } = open;
         let shaken = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(PING_INTERVAL)
@@ -102,7 +132,7 @@ impl Line {
             .handshake(TokioIo::new(tokio::io::join(output, input)))
             .await;
         let (sender, connection) = shaken.map_err(|err| LineError {
-            host: host.clone(),
+            host: host.to_owned(),
             message: format!("no call goes through: {err}"),
             hint: None,
             passes: true,
@@ -110,13 +140,7 @@ impl Line {
         tokio::spawn(async move {
             let _ = connection.await; // whoever calls is told what goes wrong
         });
-        let (host, welcome, process) = (host.clone(), Arc::new(welcome), Arc::new(child));
-        Ok(Self { host, welcome, sender, _process: process })
-    }
-
-    /// The machine.
-    pub fn host(&self) -> &Host {
-        &self.host
+        Ok(Self { welcome: Arc::new(welcome), sender, _carrier: Arc::new(carrier) })
     }
 
     /// What the far side said of itself.
@@ -152,7 +176,7 @@ pub(crate) async fn open(
     match tokio::time::timeout(CONNECT_LIMIT, opening).await {
         Ok(opened) => opened,
         Err(_) => Err(LineError {
-            host: host.clone(),
+            host: host.to_string(),
             message: format!("no greeting within {} s", CONNECT_LIMIT.as_secs()),
             hint: Some("check that `ssh` to this host ends up in a working shell".into()),
             passes: true,
@@ -167,7 +191,7 @@ async fn attempt(
     purpose: &Purpose,
 ) -> Result<OpenLine, LineError> {
     let local = |what: &str, err: io::Error| LineError {
-        host: host.clone(),
+        host: host.to_string(),
         message: format!("{what}: {err}"),
         hint: (err.kind() == io::ErrorKind::NotFound)
             .then(|| "install OpenSSH's client (package openssh-client)".into()),
@@ -207,7 +231,7 @@ async fn attempt(
         passes: true,
         ..local("say what the connection is for", err)
     })?;
-    Ok(OpenLine { child, input, output, welcome })
+    Ok(OpenLine { carrier: Carrier::Process(child), input, output, welcome })
 }
 
 /// Why no welcome came.
@@ -227,7 +251,12 @@ async fn welcome(
     output: &mut ChildStdout,
 ) -> Result<Welcome, Unwelcome> {
     let failed = |message: String, hint: String| {
-        Unwelcome::Error(LineError { host: host.clone(), message, hint: Some(hint), passes: false })
+        Unwelcome::Error(LineError {
+            host: host.to_string(),
+            message,
+            hint: Some(hint),
+            passes: false,
+        })
     };
     for _ in 0..BANNER_LINES {
         let line = match read_line(output).await {
@@ -315,7 +344,7 @@ fn no_line(host: &Host, ssh_failed: bool, stderr: &str, reason: &str) -> LineErr
     ]
     .iter()
     .any(|words| message.contains(words));
-    LineError { host: host.clone(), message, hint: hint.map(str::to_owned), passes }
+    LineError { host: host.to_string(), message, hint: hint.map(str::to_owned), passes }
 }
 
 /// What ssh says on its standard error.
@@ -356,7 +385,47 @@ impl OpenLine {
         let line = read_line(&mut output).await.map_err(io::Error::other)?;
         let welcome = parse(&line).map_err(io::Error::other)?;
         write_line(&mut input, &Greeting { pgthaw: PROTOCOL, purpose: purpose.clone() }).await?;
-        Ok(Self { child, input, output, welcome })
+        Ok(Self { carrier: Carrier::Process(child), input, output, welcome })
+    }
+
+    /// Takes a connection that somebody offers, whose far side begins with its welcome as `pgthaw attach` does.
+    ///
+    /// # Errors
+    /// When it says something else, or is another build.
+    pub async fn offered(
+        from: &str,
+        input: OwnedFd,
+        output: OwnedFd,
+        holder: UnixStream,
+        purpose: &Purpose,
+    ) -> Result<Self, LineError> {
+        let failed = |message: String| LineError {
+            host: from.to_owned(),
+            message,
+            hint: None,
+            passes: true,
+        };
+        let pipes = || -> io::Result<(ChildStdin, ChildStdout)> {
+            let output = ChildStdin::from_std(std::process::ChildStdin::from(output))?;
+            Ok((output, ChildStdout::from_std(std::process::ChildStdout::from(input))?))
+        };
+        let (mut input, mut output) = pipes().map_err(|err| failed(err.to_string()))?;
+        let greeted = async {
+            let line = read_line(&mut output).await?;
+            let welcome: Welcome = parse(&line)?;
+            let greeting = Greeting { pgthaw: PROTOCOL, purpose: purpose.clone() };
+            write_line(&mut input, &greeting).await?;
+            Ok::<_, GreetingError>(welcome)
+        };
+        let welcome = match tokio::time::timeout(CONNECT_LIMIT, greeted).await {
+            Ok(Ok(welcome)) if welcome.pgthaw == PROTOCOL => welcome,
+            Ok(Ok(welcome)) => {
+                return Err(failed(format!("pgthaw {} there is another version", welcome.version)));
+            }
+            Ok(Err(err)) => return Err(failed(err.to_string())),
+            Err(_) => return Err(failed("no greeting came".into())),
+        };
+        Ok(Self { carrier: Carrier::Offered(holder), input, output, welcome })
     }
 
     /// Opens a connection to `host` for raw bytes.

@@ -31,6 +31,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::machine::Machine;
+use crate::server::callers::Peer;
 use crate::wire::ApiError;
 
 /// How long connecting may take, the wait for a place in the listener's queue included.
@@ -60,9 +61,9 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Socket(path) => write!(f, "`{}`", path.display()),
-            Self::Far(machine, None) => write!(f, "{}", machine.host()),
+            Self::Far(machine, None) => write!(f, "{}", machine.name()),
             Self::Far(machine, Some(path)) => {
-                write!(f, "`{}` on {}", path.display(), machine.host())
+                write!(f, "`{}` on {}", path.display(), machine.name())
             }
         }
     }
@@ -405,13 +406,25 @@ fn below_descriptor(directory: &OwnedFd, name: &OsStr) -> PathBuf {
     Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name)
 }
 
-/// Listens on `path`, which may be longer than a socket address holds. The socket has mode 0600 from the start. A
-/// socket there that nothing listens on is removed; callers that may race for one path need a lock of their own.
+/// Listens on `path`, which may be longer than a socket address holds, for this account alone: the socket has mode 0600 from the
+/// start. A socket there that nothing listens on is removed; callers that may race for one path need a lock of their own.
 /// Needs a tokio runtime.
 ///
 /// # Errors
 /// `AddrInUse` when something listens there already or the path is no socket; else what the system says.
 pub fn bind(path: &Path) -> io::Result<UnixListener> {
+    bind_with_mode(path, Mode::RUSR | Mode::WUSR)
+}
+
+/// As [`bind`], for everybody: whoever answers there has to look who asks.
+///
+/// # Errors
+/// As [`bind`].
+pub fn bind_for_everybody(path: &Path) -> io::Result<UnixListener> {
+    bind_with_mode(path, Mode::from_raw_mode(0o666))
+}
+
+fn bind_with_mode(path: &Path, mode: Mode) -> io::Result<UnixListener> {
     let address = Reachable::new(path)?;
     let target = SocketAddrUnix::new(&address.path)?;
     let socket = rustix::net::socket_with(
@@ -421,13 +434,16 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
         None,
     )?;
     // Linux makes the file with the mode of the socket's own inode, so that no other user can connect in between.
-    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    rustix::fs::fchmod(&socket, mode)?;
     match rustix::net::bind(&socket, &target) {
         Err(rustix::io::Errno::ADDRINUSE) => {
             remove_stale(&address.path)?;
             rustix::net::bind(&socket, &target)?;
         }
         result => result?,
+    }
+    if mode.contains(Mode::WOTH) {
+        rustix::fs::chmod(&address.path, mode)?; // the umask has taken bits away
     }
     rustix::net::listen(&socket, BACKLOG)?;
     UnixListener::from_std(std::os::unix::net::UnixListener::from(socket))
@@ -455,7 +471,8 @@ pub async fn serve(
     router: Router,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
-    axum::serve(listener, router).with_graceful_shutdown(shutdown).await
+    let service = router.into_make_service_with_connect_info::<Peer>();
+    axum::serve(listener, service).with_graceful_shutdown(shutdown).await
 }
 
 #[cfg(test)]

@@ -7,13 +7,16 @@
 mod agent;
 mod attach;
 mod cli;
+mod configuration;
 mod delivered;
 mod http;
 mod internal;
 mod leftovers;
 mod machine;
+mod offers;
 mod processes;
 mod recovery_line;
+mod rules;
 mod server;
 mod sizes;
 mod wire;

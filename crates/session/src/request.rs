@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 /// Which repository, and how to read it. Holds no secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RepositoryChoice {
-    /// Absolute path of the repository.
+    /// Its name in the server's configuration, which then says where it lies.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Absolute path of the repository; empty where only the server knows it.
     pub path: PathBuf,
     /// The format's name (`pgbackrest`, `basebackup`); without it the format is detected.
     #[serde(default)]
@@ -26,6 +29,15 @@ pub struct RepositoryChoice {
     pub atomic_snapshot: bool,
 }
 
+impl std::fmt::Display for RepositoryChoice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.name {
+            Some(name) => f.write_str(name),
+            None => write!(f, "{}", self.path.display()),
+        }
+    }
+}
+
 /// How far to recover.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -35,6 +47,24 @@ pub enum RecoveryChoice {
     EndOfBackup,
     /// To the end of the archived WAL of the backup's timeline.
     Latest,
+}
+
+/// The machine and account of whoever asks, as he names them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CallerMachine {
+    /// `user@host`, for people.
+    pub name: String,
+    /// Tells machines of the same name apart.
+    pub id: String,
+}
+
+/// An account that asked a team's server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Requester {
+    /// Its name on the server's machine.
+    pub user: String,
+    /// Its number there.
+    pub uid: u32,
 }
 
 /// One export, as asked for. Paths are absolute.
@@ -60,6 +90,12 @@ pub struct ExportRequest {
     /// The machine that gets the dump, as `ssh` takes it; without it this one.
     #[serde(default)]
     pub target_host: Option<String>,
+    /// The machine of whoever asks gets the dump, over connections that he makes; `target_host` is none then.
+    #[serde(default)]
+    pub target_caller: Option<CallerMachine>,
+    /// Who asked, where it was the server of a team.
+    #[serde(default)]
+    pub requester: Option<Requester>,
     /// The directory that gets the dump.
     pub target: PathBuf,
     /// Whether an earlier export in `target` is replaced.
@@ -112,7 +148,12 @@ pub struct ExportRequest {
 impl ExportRequest {
     /// Returns whether the target lies on another machine than the instance.
     pub fn delivers_elsewhere(&self) -> bool {
-        self.staging != self.target_host
+        self.target_caller.is_some() || self.staging != self.target_host
+    }
+
+    /// Returns what the machine that gets the dump is called; nothing for the server's own.
+    pub fn target_machine(&self) -> Option<&String> {
+        self.target_caller.as_ref().map(|caller| &caller.name).or(self.target_host.as_ref())
     }
 
     /// Returns whether the database `name` is asked for by `all` (which the caller has found to be set).
@@ -122,7 +163,7 @@ impl ExportRequest {
 }
 
 /// Returns whether `name` matches `pattern`, where `*` stands for any characters and `?` for one, as in psql's patterns.
-fn matches_pattern(pattern: &str, name: &str) -> bool {
+pub fn matches_pattern(pattern: &str, name: &str) -> bool {
     let (pattern, name): (Vec<char>, Vec<char>) =
         (pattern.chars().collect(), name.chars().collect());
     let mut reachable = vec![false; name.len() + 1]; // reachable[i]: the pattern so far matches the first i characters

@@ -341,11 +341,12 @@ impl Session {
             }),
             error: self.failure.as_ref().map(|failure| failure.message.clone()),
             hint: self.failure.as_ref().and_then(|failure| failure.hint.clone()),
-            repository: self.request.repository.path.display().to_string(),
+            repository: self.request.repository.to_string(),
             backup: self.resolved.as_ref().map(|backup| backup.id.clone()),
             staging: self.request.staging.clone(),
-            target_host: self.request.target_host.clone(),
-            target: match &self.request.target_host {
+            target_host: self.request.target_machine().cloned(),
+            user: self.request.requester.as_ref().map(|requester| requester.user.clone()),
+            target: match self.request.target_machine() {
                 Some(host) => format!("{host}:{}", self.request.target.display()),
                 None => self.request.target.display().to_string(),
             },

@@ -116,6 +116,9 @@ pub struct Status {
     /// The machine where the backup is mounted, started and dumped; none for this one.
     #[serde(default)]
     pub staging: Option<String>,
+    /// The account that asked a team's server for it.
+    #[serde(default)]
+    pub user: Option<String>,
     /// The machine that gets the dump; none for this one.
     #[serde(default)]
     pub target_host: Option<String>,
@@ -161,6 +164,7 @@ impl Status {
             backup: None,
             staging: None,
             target_host: None,
+            user: None,
             target: String::new(),
             recovery_lsn: None,
             bytes_done: 0,

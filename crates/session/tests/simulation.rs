@@ -55,7 +55,7 @@ struct World {
 fn request() -> ExportRequest {
     serde_json::from_value(serde_json::json!({
         "repository": RepositoryChoice {
-            path: "/backups".into(), kind: None, stanza: None, wal_archives: vec![], backup_label: None, atomic_snapshot: false,
+            name: None, path: "/backups".into(), kind: None, stanza: None, wal_archives: vec![], backup_label: None, atomic_snapshot: false,
         },
         "databases": DATABASES, "target": "/srv/exports/monday", "recovery": RecoveryChoice::EndOfBackup,
         "jobs": 1, "globals": true, "role_passwords": true,

@@ -64,7 +64,7 @@ pub fn remote_target(
     std::thread::spawn(move || {
         for holder in listener.incoming().flatten() {
             // Whoever has handed over something else is told by the end of his connection.
-            let Ok(Handed { input, output, holder }) = take_over(holder) else { continue };
+            let Ok(Handed { input, output, holder, .. }) = take_over(holder) else { continue };
             let close = move || {
                 let _ = holder.shutdown(Shutdown::Both); // its process ends, and with it the connection
             };

@@ -16,10 +16,13 @@ use pgthaw_session::session::Place;
 
 use super::Only;
 use crate::agent::{check, place, sealing, undo};
+use crate::cli::client::{Client, state_directory};
+use crate::configuration::Configuration;
 use crate::delivered::Delivered;
 use crate::http::{self, ClientError, NOT_LISTENING_HEADER, SOCKET_HEADER};
+use crate::machine::Reaching;
 use crate::server::agent_link::AgentLink;
-use crate::server::site;
+use crate::server::{self, site};
 use crate::wire::{
     ApiError, Assignment, CheckPart, CheckReport, CheckTask, PlaceTask, TargetTask, TargetUndone,
 };
@@ -33,8 +36,7 @@ pub fn router(only: Option<Only>) -> axum::Router {
         .route(
             "/v1/host/undo",
             post(async |Json(place): Json<Place>| blocking(move || undo::undo_at(&place)).await),
-        )
-        .fallback(pass_on);
+        );
     let target = axum::Router::new()
         .route(
             "/v1/host/missing",
@@ -64,9 +66,10 @@ pub fn router(only: Option<Only>) -> axum::Router {
     );
     let both = axum::Router::new().route("/v1/host/check", post(move |task| checked(only, task)));
     let allowed = match only {
-        None => both.merge(staging).merge(target),
-        Some(Only::Staging) => both.merge(staging),
+        None => both.merge(staging).merge(target).fallback(pass_on_or_ask),
+        Some(Only::Staging) => both.merge(staging).fallback(pass_on),
         Some(Only::Target) => both.merge(target),
+        Some(Only::Server) => axum::Router::new().fallback(ask_server),
     };
     allowed.layer(DefaultBodyLimit::disable())
 }
@@ -79,6 +82,7 @@ async fn checked(
         None => true,
         Some(Only::Staging) => task.part == CheckPart::Staging,
         Some(Only::Target) => task.part == CheckPart::Target,
+        Some(Only::Server) => false,
     };
     if !allowed {
         return Err(ApiError::broken("this connection may not be used for that"));
@@ -106,12 +110,43 @@ async fn blocking<T: Send + 'static>(
     done.map(Json).map_err(|err| ApiError::broken(format!("the work ended early: {err}")))
 }
 
+/// What names no socket is for the server of this machine.
+async fn pass_on_or_ask(request: Request) -> Response {
+    match request.headers().contains_key(SOCKET_HEADER) {
+        true => pass_on(request).await,
+        false => ask_server(request).await,
+    }
+}
+
+/// Passes a request on to the server of this machine.
+async fn ask_server(request: Request) -> Response {
+    match server_socket().await {
+        Ok(socket) => pass_on_to(&socket, request).await,
+        Err(err) => err.into_response(),
+    }
+}
+
+/// The socket of this machine's server: a team's, else this account's own, which is started where none runs.
+pub async fn server_socket() -> Result<PathBuf, ApiError> {
+    let configured = Configuration::read(None)?.service.socket;
+    let team = configured.unwrap_or_else(|| server::TEAM_SOCKET.into());
+    if team.exists() {
+        return Ok(team);
+    }
+    Client::connect(None, Reaching::default()).await?;
+    Ok(state_directory().join(server::SOCKET))
+}
+
 /// Passes a request on to the socket that it names, and the answer back.
 async fn pass_on(request: Request) -> Response {
+    match own_socket(request.headers()) {
+        Some(socket) => pass_on_to(&socket, request).await,
+        None => (StatusCode::NOT_FOUND, "there is no such call here").into_response(),
+    }
+}
+
+async fn pass_on_to(socket: &Path, request: Request) -> Response {
     let (head, body) = request.into_parts();
-    let Some(socket) = own_socket(&head.headers) else {
-        return (StatusCode::NOT_FOUND, "there is no such call here").into_response();
-    };
     let bytes = match body.collect().await {
         Ok(body) => body.to_bytes(),
         Err(err) => return (StatusCode::BAD_REQUEST, err.to_string()).into_response(),
@@ -124,7 +159,7 @@ async fn pass_on(request: Request) -> Response {
     let Ok(onwards) = onwards.body(Full::new(bytes)) else {
         return StatusCode::BAD_REQUEST.into_response();
     };
-    match http::send_to_socket(&socket, onwards).await {
+    match http::send_to_socket(socket, onwards).await {
         Ok(answer) => {
             let (head, body) = answer.into_parts();
             let mut response = Response::new(Body::new(body));

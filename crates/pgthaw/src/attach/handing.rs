@@ -14,7 +14,11 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
+/// Most bytes that are said with a connection.
+const SAID_MOST: usize = 1024;
+
 /// A connection that was handed over.
+#[derive(Debug)]
 pub struct Handed {
     /// From the far side.
     pub input: OwnedFd,
@@ -22,13 +26,15 @@ pub struct Handed {
     pub output: OwnedFd,
     /// The process that handed it over ends with this, and the connection with it.
     pub holder: UnixStream,
+    /// What was said with it.
+    pub said: String,
 }
 
-/// Hands `input` and `output` to whoever listens on `socket`, and waits until it is done with them.
+/// Hands `input` and `output` to whoever listens on `socket`, with the words `said`, and waits until it is done with them.
 ///
 /// # Errors
 /// When nobody listens there, or as the kernel says.
-pub fn hand_over(socket: &Path, input: OwnedFd, output: OwnedFd) -> io::Result<()> {
+pub fn hand_over(socket: &Path, said: &str, input: OwnedFd, output: OwnedFd) -> io::Result<()> {
     let named =
         |err: io::Error| io::Error::new(err.kind(), format!("`{}`: {err}", socket.display()));
     let mut stream = UnixStream::connect(socket).map_err(named)?;
@@ -36,7 +42,12 @@ pub fn hand_over(socket: &Path, input: OwnedFd, output: OwnedFd) -> io::Result<(
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     control.push(SendAncillaryMessage::ScmRights(&descriptors));
-    sendmsg(&stream, &[IoSlice::new(b"h")], &mut control, SendFlags::NOSIGNAL)?;
+    sendmsg(
+        &stream,
+        &[IoSlice::new(b" "), IoSlice::new(said.as_bytes())],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )?;
     drop((input, output));
     let _ = stream.read(&mut [0]); // nothing ever comes but the end
     Ok(())
@@ -49,15 +60,17 @@ pub fn hand_over(socket: &Path, input: OwnedFd, output: OwnedFd) -> io::Result<(
 pub fn take_over(holder: UnixStream) -> io::Result<Handed> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut byte = [0];
-    recvmsg(&holder, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let mut words = [0; SAID_MOST];
+    let words_slices = &mut [IoSliceMut::new(&mut words)];
+    let count = recvmsg(&holder, words_slices, &mut control, RecvFlags::CMSG_CLOEXEC)?.bytes;
+    let said = String::from_utf8_lossy(&words[..count]).trim_start().to_owned();
     let mut received = control.drain().filter_map(|message| match message {
         RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
         _ => None,
     });
     let mut descriptors = received.next().into_iter().flatten();
     match (descriptors.next(), descriptors.next()) {
-        (Some(input), Some(output)) => Ok(Handed { input, output, holder }),
+        (Some(input), Some(output)) => Ok(Handed { input, output, holder, said }),
         _ => Err(io::Error::new(io::ErrorKind::InvalidData, "no connection was handed over")),
     }
 }
@@ -77,8 +90,9 @@ mod tests {
         let listener = UnixListener::bind(&path).unwrap();
         let (far_in, near_out) = rustix::pipe::pipe().unwrap();
         let (near_in, far_out) = rustix::pipe::pipe().unwrap();
-        let handing = std::thread::spawn(move || hand_over(&path, near_in, near_out));
+        let handing = std::thread::spawn(move || hand_over(&path, "a word", near_in, near_out));
         let handed = take_over(listener.accept().unwrap().0).unwrap();
+        assert_eq!(handed.said, "a word");
         File::from(far_out).write_all(b"question").unwrap();
         let mut text = String::new();
         File::from(handed.input).read_to_string(&mut text).unwrap();
@@ -95,7 +109,7 @@ mod tests {
     #[test]
     fn without_a_listener_it_fails() {
         let (input, output) = rustix::pipe::pipe().unwrap();
-        let err = hand_over(Path::new("/no/such/socket"), input, output).unwrap_err();
+        let err = hand_over(Path::new("/no/such/socket"), "", input, output).unwrap_err();
         assert!(err.to_string().contains("/no/such/socket"), "{err}");
     }
 }

@@ -7,6 +7,7 @@
 //! | calls   | [`calls`] | HTTP/2: what [`crate::server::site`] asks of this machine; requests for a session's agent are passed on |
 //! | receive | here | the receiving half of a data mover works in the target directory |
 //! | socket  | [`handing`] | the connection itself is handed to whoever listens on a socket of the session |
+//! | offer   | [`handing`] | the connection itself is handed to the server here, which may use it to reach the near side |
 //!
 //! Nothing of a session depends on this process: agents are detached from it.
 
@@ -26,6 +27,7 @@ use pgthaw_mover::{Connection, Heartbeat, MoveError, receive};
 use tokio::net::unix::pipe;
 
 use crate::agent::delivering;
+use crate::offers;
 use handing::hand_over;
 
 /// What a restricted connection may be used for (`--only`, in `authorized_keys`).
@@ -35,6 +37,8 @@ pub enum Only {
     Staging,
     /// Receiving exports.
     Target,
+    /// Asking the server of this machine.
+    Server,
 }
 
 impl Only {
@@ -42,6 +46,7 @@ impl Only {
         match self {
             Self::Staging => "staging",
             Self::Target => "target",
+            Self::Server => "server",
         }
     }
 }
@@ -62,7 +67,14 @@ pub fn run(only: Option<Only>) -> ExitCode {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let served = runtime.map(|runtime| runtime.block_on(serve(only)));
+    let served = runtime.map(|runtime| {
+        let served = runtime.block_on(async {
+            let (input, output) = standard_streams()?;
+            serve(only, input, output, || {}).await
+        });
+        runtime.shutdown_background();
+        served
+    });
     remove_if_unused();
     match served {
         Ok(Ok(())) => ExitCode::SUCCESS,
@@ -76,7 +88,16 @@ fn failed(err: &dyn std::error::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-async fn serve(only: Option<Only>) -> Result<(), GreetingError> {
+/// Serves one connection until it ends; calls `greeted` once the near side has said what it wants.
+///
+/// # Errors
+/// What broke the connection, or that it may not be used for what was asked.
+pub async fn serve(
+    only: Option<Only>,
+    mut input: pipe::Receiver,
+    mut output: pipe::Sender,
+    greeted: impl FnOnce(),
+) -> Result<(), GreetingError> {
     let system = rustix::system::uname();
     let uid = rustix::process::geteuid().as_raw();
     let user = pgthaw_postgres::os_user::OsUser::look_up(&uid.to_string());
@@ -91,30 +112,51 @@ async fn serve(only: Option<Only>) -> Result<(), GreetingError> {
         only: only.map(|only| only.name().to_owned()),
     };
     // Unbuffered: whoever gets the connection after the greetings must get every byte of it.
-    let (mut input, mut output) = standard_streams()?;
     let greeting = welcome_and_greet(&mut input, &mut output, &welcome).await?;
+    greeted();
     match greeting.purpose {
         Purpose::Calls => {
             serve_calls(input, output, calls::router(only)).await?;
             Ok(())
         }
-        Purpose::Socket(_) if only == Some(Only::Target) => refused(),
-        Purpose::Receive { .. } if only == Some(Only::Staging) => refused(),
+        purpose if !allowed(only, &purpose) => refused(),
         Purpose::Socket(path) => {
             let (input, output) = (input.into_blocking_fd()?, output.into_blocking_fd()?);
-            let handed = tokio::task::spawn_blocking(move || hand_over(&path, input, output)).await;
-            handed.map_err(io::Error::other)??;
-            Ok(())
+            on_a_thread(move || hand_over(&path, "", input, output)).await
+        }
+        Purpose::Offer(caller) => {
+            let socket =
+                calls::server_socket().await.map_err(|err| io::Error::other(err.message))?;
+            let socket = socket.with_file_name(offers::SOCKET);
+            let (input, output) = (input.into_blocking_fd()?, output.into_blocking_fd()?);
+            on_a_thread(move || hand_over(&socket, &caller, input, output)).await
         }
         Purpose::Receive { session, directory, replace } => {
             let (input, output) = (input.into_blocking_fd()?, output.into_blocking_fd()?);
-            let received = tokio::task::spawn_blocking(move || {
-                receive_export(&session, &directory, replace, input, output)
-            });
-            received.await.map_err(io::Error::other)??;
-            Ok(())
+            on_a_thread(move || receive_export(&session, &directory, replace, input, output)).await
         }
     }
+}
+
+/// Whether a connection restricted to `only` may be used for this; calls are restricted one by one.
+fn allowed(only: Option<Only>, purpose: &Purpose) -> bool {
+    match (only, purpose) {
+        (None, _) | (_, Purpose::Calls) => true,
+        (Some(Only::Staging), Purpose::Socket(_)) => true,
+        (Some(Only::Target), Purpose::Receive { .. }) => true,
+        (Some(Only::Server), Purpose::Offer(_)) => true,
+        (Some(_), _) => false,
+    }
+}
+
+/// Does what blocks on a thread that nobody has to wait for when this process ends.
+async fn on_a_thread(
+    work: impl FnOnce() -> io::Result<()> + Send + 'static,
+) -> Result<(), GreetingError> {
+    let (done, result) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || done.send(work()));
+    result.await.map_err(io::Error::other)??;
+    Ok(())
 }
 
 /// Runs the receiving half of a data mover: it keeps nothing in memory that matters, and ends with its connection.

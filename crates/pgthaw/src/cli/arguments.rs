@@ -25,6 +25,9 @@ Examples:
   pgthaw databases /backups/prod
   pgthaw export /backups/prod -d crm --to /srv/exports/monday
 
+Environment:
+  PGTHAW_SERVER  the server to ask: ssh://[USER@]HOST[:PORT], or the path of its socket; without it this account's own
+
 Exit codes:
   0    everything was delivered, or what was asked for was done
   1    it failed, or only a part was delivered
@@ -33,6 +36,9 @@ Exit codes:
   143  ended by SIGTERM; a session that was followed goes on"
 )]
 pub struct Arguments {
+    /// Read this configuration instead of /etc/pgthaw/config.toml and ~/.config/pgthaw/config.toml
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -468,11 +474,13 @@ pub struct CleanArguments {
 /// `pgthaw serve`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Nobody has to run this: each command starts a server in the background when none runs, and that one ends itself when it \
-has nothing left to do.
+For oneself nobody has to run this: each command starts a server in the background when none runs, and that one ends itself \
+when it has nothing left to do. This one stays, and listens for others: on `socket` of the configuration's [service], in systemd's \
+runtime directory, or as root on /run/pgthaw/server.sock. The configuration names repositories and hosts and says who may ask for what.
 
-Example:
-  pgthaw serve")]
+Examples:
+  pgthaw serve
+  PGTHAW_SERVER=ssh://backup1 pgthaw export prod -d crm --to ./monday")]
 pub struct ServeArguments {
     /// End when there is nothing left to do
     #[arg(long, hide = true)]

@@ -1,4 +1,4 @@
-//! The way to this account's server: where it is, starting it when none runs, and asking it.
+//! The way to a server: this account's own, which is started when none runs, or one that is named; and asking it.
 
 use std::collections::VecDeque;
 use std::fs::{DirBuilder, OpenOptions};
@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -13,7 +14,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::process::{Child, Command};
 
-use crate::http::{self, ClientError, EventStream};
+use crate::configuration::ServerName;
+use crate::http::{self, Address, ClientError, EventStream};
+use crate::machine::{Machine, Reaching};
 use crate::wire::ApiError;
 
 /// Name of the socket in the state directory.
@@ -119,26 +122,41 @@ fn home_of_account() -> Option<PathBuf> {
     entry.trim_end().split(':').nth(5).map(PathBuf::from).filter(|home| home.is_absolute())
 }
 
+/// Which server.
+#[derive(Debug, Clone)]
+enum Way {
+    /// This account's own, by its state directory.
+    Own(PathBuf),
+    /// Whoever listens on this socket.
+    Socket(PathBuf),
+    /// One on another machine.
+    Ssh(Arc<Machine>),
+}
+
 /// A server that answered with our own version.
 #[derive(Debug, Clone)]
 pub struct Client {
-    state: PathBuf,
+    way: Way,
 }
 
 impl Client {
-    /// Finds this account's server, or starts one.
+    /// Finds the server that `name` means; without a name this account's own, which is started where none runs.
     ///
     /// # Errors
-    /// When none can be started, or one of another version runs.
-    pub async fn connect() -> Result<Self, ApiError> {
-        let state = private_state_directory().map_err(|err| ApiError {
-            message: err.to_string(),
-            hint: Some(
-                "pgthaw keeps its sessions there; $XDG_STATE_HOME names another place".into(),
-            ),
-            usage: false,
-        })?;
-        let client = Self { state };
+    /// When none can be started or reached, or one of another version runs.
+    pub async fn connect(name: Option<&ServerName>, reaching: Reaching) -> Result<Self, ApiError> {
+        let way = match name {
+            None => Way::Own(private_state_directory().map_err(|err| ApiError {
+                message: err.to_string(),
+                hint: Some(
+                    "pgthaw keeps its sessions there; $XDG_STATE_HOME names another place".into(),
+                ),
+                usage: false,
+            })?),
+            Some(ServerName::Socket(socket)) => Way::Socket(socket.clone()),
+            Some(ServerName::Ssh(host)) => Way::Ssh(Arc::new(Machine::new(host.clone(), reaching))),
+        };
+        let client = Self { way };
         client.ensure_server().await?;
         Ok(client)
     }
@@ -146,7 +164,7 @@ impl Client {
     /// The server of another state directory.
     #[cfg(test)]
     pub fn at(state: PathBuf) -> Self {
-        Self { state }
+        Self { way: Way::Own(state) }
     }
 
     /// Asks with `GET`.
@@ -178,7 +196,7 @@ impl Client {
         path: &str,
         body: &impl Serialize,
     ) -> Result<T, ApiError> {
-        let answer = http::request(&self.socket(), "POST", path, Some(body)).await;
+        let answer = http::request(&self.address(), "POST", path, Some(body)).await;
         if !matches!(answer, Err(ClientError::Broken { .. } | ClientError::NotListening(_))) {
             return Ok(answer?);
         }
@@ -191,7 +209,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`]: a follower goes on after a broken connection.
     pub async fn events(&self, id: &str) -> Result<EventStream, ClientError> {
-        http::stream(&self.socket(), &session_path(id, "/events")).await
+        http::stream(&self.address(), &session_path(id, "/events")).await
     }
 
     async fn request<T: DeserializeOwned>(
@@ -200,16 +218,26 @@ impl Client {
         path: &str,
         body: Option<impl Serialize>,
     ) -> Result<T, ApiError> {
-        let answer = http::request(&self.socket(), method, path, body.as_ref()).await;
+        let answer = http::request(&self.address(), method, path, body.as_ref()).await;
         if !matches!(answer, Err(ClientError::NotListening(_))) {
             return Ok(answer?);
         }
         self.ensure_server().await?; // it had just ended itself; nothing was sent
-        Ok(http::request(&self.socket(), method, path, body).await?)
+        Ok(http::request(&self.address(), method, path, body).await?)
     }
 
-    fn socket(&self) -> PathBuf {
-        self.state.join(SOCKET)
+    /// Where it listens.
+    pub fn address(&self) -> Address {
+        match &self.way {
+            Way::Own(state) => Address::Socket(state.join(SOCKET)),
+            Way::Socket(socket) => Address::Socket(socket.clone()),
+            Way::Ssh(machine) => Address::Far(machine.clone(), None),
+        }
+    }
+
+    /// Whether it is another account's or another machine's: then this machine is a target only by connections that we make.
+    pub fn is_elsewhere(&self) -> bool {
+        !matches!(self.way, Way::Own(_))
     }
 
     /// Returns once a server of our version answers; starts one when none listens.
@@ -233,25 +261,30 @@ impl Client {
                     return Err(error.into());
                 }
                 Err(error @ ClientError::NotListening(_)) => {
+                    let Way::Own(state) = &self.way else { return Err(self.nobody(&error)) };
                     let ended = match &mut started {
                         None => true,
                         Some(child) => match child.try_wait() {
                             Ok(None) => false,
                             Ok(Some(status)) if status.success() => true, // another server was there, and may be ending
-                            Ok(Some(_)) | Err(_) => return Err(self.not_started("it ended")),
+                            Ok(Some(_)) | Err(_) => return Err(not_started(state, "it ended")),
                         },
                     };
                     if ended {
-                        started = Some(self.start()?);
+                        started = Some(start(state)?);
                     }
                     error
                 }
             };
             if Instant::now() > deadline {
                 let limit = START_LIMIT.as_secs();
-                return Err(
-                    self.not_started(&format!("it does not answer after {limit} s ({trouble})"))
-                );
+                let why = format!("it does not answer after {limit} s ({trouble})");
+                return Err(match &self.way {
+                    Way::Own(state) => not_started(state, &why),
+                    Way::Socket(_) | Way::Ssh(_) => {
+                        ApiError::broken(format!("pgthaw's server: {why}"))
+                    }
+                });
             }
             tokio::time::sleep(POLL).await;
         }
@@ -262,55 +295,62 @@ impl Client {
         struct Answer {
             version: String,
         }
-        let socket = self.socket();
-        let asked = http::request::<Answer>(&socket, "GET", "/v1/version", None::<()>);
+        let address = self.address();
+        let asked = http::request::<Answer>(&address, "GET", "/v1/version", None::<()>);
         match tokio::time::timeout(VERSION_LIMIT, asked).await {
             Ok(answer) => answer.map(|answer| answer.version),
-            Err(_) => {
-                let address = format!("`{}`", socket.display());
-                Err(ClientError::Broken { address, reason: "the server does not answer".into() })
-            }
+            Err(_) => Err(ClientError::Broken {
+                address: address.to_string(),
+                reason: "the server does not answer".into(),
+            }),
         }
     }
 
-    /// Starts a server that neither our terminal nor our end can reach.
-    fn start(&self) -> Result<Child, ApiError> {
-        let failed = |what: String, err: io::Error| ApiError {
-            message: format!("{what}: {err}"),
-            hint: Some(
-                "pgthaw keeps its sessions there ($XDG_STATE_HOME names another place)".into(),
-            ),
-            usage: false,
-        };
-        let log = self.state.join(LOG);
-        let mut append = OpenOptions::new();
-        append.create(true).append(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-        let errors = append.open(&log).and_then(|file| {
-            if file.metadata()?.len() > LOG_MAX {
-                file.set_len(0)?;
-            }
-            Ok(file)
-        });
-        let errors = errors.map_err(|err| failed(format!("write `{}`", log.display()), err))?;
-        let mut command = Command::new("/proc/self/exe");
-        command.arg0("pgthaw").args(["serve", "--until-idle"]).current_dir("/");
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors);
-        // SAFETY: between fork and exec only async-signal-safe system calls are made.
-        unsafe { command.pre_exec(leave_terminal) };
-        command.spawn().map_err(|err| failed("start pgthaw's server".into(), err))
-    }
-
-    fn not_started(&self, why: &str) -> ApiError {
-        let log = self.state.join(LOG);
-        let said = last_lines(&log, 5);
+    /// Nobody listens there, and nobody can be started.
+    fn nobody(&self, error: &ClientError) -> ApiError {
         ApiError {
-            message: format!(
-                "pgthaw's server did not start: {why}{}",
-                said.map_or_else(String::new, |said| format!("\n{said}"))
-            ),
-            hint: Some(format!("see `{}`", log.display())),
+            message: format!("there is no pgthaw server: {error}"),
+            hint: Some("`pgthaw serve` runs one there; without $PGTHAW_SERVER and `server` in the configuration this account's own is used".into()),
             usage: false,
         }
+    }
+}
+
+/// Starts a server that neither our terminal nor our end can reach.
+fn start(state: &Path) -> Result<Child, ApiError> {
+    let failed = |what: String, err: io::Error| ApiError {
+        message: format!("{what}: {err}"),
+        hint: Some("pgthaw keeps its sessions there ($XDG_STATE_HOME names another place)".into()),
+        usage: false,
+    };
+    let log = state.join(LOG);
+    let mut append = OpenOptions::new();
+    append.create(true).append(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    let errors = append.open(&log).and_then(|file| {
+        if file.metadata()?.len() > LOG_MAX {
+            file.set_len(0)?;
+        }
+        Ok(file)
+    });
+    let errors = errors.map_err(|err| failed(format!("write `{}`", log.display()), err))?;
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("pgthaw").args(["serve", "--until-idle"]).current_dir("/");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors);
+    // SAFETY: between fork and exec only async-signal-safe system calls are made.
+    unsafe { command.pre_exec(leave_terminal) };
+    command.spawn().map_err(|err| failed("start pgthaw's server".into(), err))
+}
+
+fn not_started(state: &Path, why: &str) -> ApiError {
+    let log = state.join(LOG);
+    let said = last_lines(&log, 5);
+    ApiError {
+        message: format!(
+            "pgthaw's server did not start: {why}{}",
+            said.map_or_else(String::new, |said| format!("\n{said}"))
+        ),
+        hint: Some(format!("see `{}`", log.display())),
+        usage: false,
     }
 }
 

@@ -10,6 +10,7 @@ use pgthaw_session::{SessionState, Status};
 use super::arguments::{AttachArguments, CancelArguments, ExportArguments, Output, RetryArguments};
 use super::client::{Client, session_path};
 use super::follow::{Ending, Interrupts, Noticed, OnInterrupt, follow};
+use super::offering::Offering;
 use super::report;
 use super::requests::Surroundings;
 use super::{Answer, terminal};
@@ -17,15 +18,23 @@ use crate::delivered::Delivered;
 use crate::wire::{ApiError, LogLine, SessionCreated};
 
 /// `pgthaw export`.
-pub async fn export(arguments: &ExportArguments) -> Answer {
-    let request = Surroundings::look().export(&arguments.export)?;
+pub async fn export(arguments: &ExportArguments, surroundings: &Surroundings) -> Answer {
+    let request = surroundings.export(&arguments.export)?;
+    if arguments.detach && request.target_caller.is_some() {
+        return Err(super::usage(
+            "--detach leaves nobody here who receives the export",
+            "name a target that the server reaches by itself, as HOST:DIR",
+        ));
+    }
     let mut interrupts = Interrupts::notice()?;
     let output = arguments.output.output;
     let begun = Timestamp::now();
     let create = async {
-        let client = Client::connect().await?;
+        let server = surroundings.server(Some(&arguments.export.repository));
+        let client = Client::connect(server, surroundings.reaching()).await?;
+        let offering = Offering::for_request(&client, &request);
         let created: SessionCreated = client.post("/v1/sessions", &request).await?;
-        Ok::<_, ApiError>((client, created.id))
+        Ok::<_, ApiError>((client, created.id, offering))
     };
     let (created, interrupted) = match unless_left(create, &mut interrupts).await {
         Ok(created) => created,
@@ -34,7 +43,7 @@ pub async fn export(arguments: &ExportArguments) -> Answer {
             return Ok(signal.exit_code());
         }
     };
-    let (client, id) = created?;
+    let (client, id, _offering) = created?;
     if interrupted {
         client.post::<Status>(&session_path(&id, "/stop"), &()).await?;
     } else if arguments.detach {
@@ -46,23 +55,33 @@ pub async fn export(arguments: &ExportArguments) -> Answer {
 }
 
 /// `pgthaw attach`.
-pub async fn attach(client: &Client, arguments: &AttachArguments) -> Answer {
+pub async fn attach(
+    client: &Client,
+    arguments: &AttachArguments,
+    surroundings: &Surroundings,
+) -> Answer {
     let mut interrupts = Interrupts::notice()?;
     let id = arguments.id.as_deref().unwrap_or_default(); // the parser wants one
     let status: Status = client.get(&session_path(id, "")).await?;
     let begun = status.state.is_active().then_some(status.created_at);
+    let _offering = Offering::for_session(client, &status, &surroundings.own_name);
     let ending = follow(client, &status.id, 0, OnInterrupt::Stop, &mut interrupts).await?;
     finish(client, ending, &status.id, false, begun, arguments.output.output).await
 }
 
 /// `pgthaw retry`.
-pub async fn retry(client: &Client, arguments: &RetryArguments) -> Answer {
+pub async fn retry(
+    client: &Client,
+    arguments: &RetryArguments,
+    surroundings: &Surroundings,
+) -> Answer {
     let mut interrupts = Interrupts::notice()?;
     let output = arguments.output.output;
     let path = session_path(&arguments.id, "");
     let before: Status = client.get(&path).await?;
     let log: Vec<LogLine> = client.get(&session_path(&arguments.id, "/log")).await?;
     let begun = Timestamp::now();
+    let _offering = Offering::for_session(client, &before, &surroundings.own_name);
     let status: Status =
         client.post_repeatable(&session_path(&arguments.id, "/retry"), &()).await?;
     let id = &status.id;
@@ -87,10 +106,16 @@ pub async fn retry(client: &Client, arguments: &RetryArguments) -> Answer {
 }
 
 /// `pgthaw cancel`.
-pub async fn cancel(client: &Client, arguments: &CancelArguments) -> Answer {
+pub async fn cancel(
+    client: &Client,
+    arguments: &CancelArguments,
+    surroundings: &Surroundings,
+) -> Answer {
     let mut interrupts = Interrupts::notice()?;
     let output = arguments.output.output;
     let log: Vec<LogLine> = client.get(&session_path(&arguments.id, "/log")).await?;
+    let before: Status = client.get(&session_path(&arguments.id, "")).await?;
+    let _offering = Offering::for_session(client, &before, &surroundings.own_name);
     let status: Status =
         client.post_repeatable(&session_path(&arguments.id, "/cancel"), &()).await?;
     let id = &status.id;

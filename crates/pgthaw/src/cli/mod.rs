@@ -5,11 +5,12 @@
 
 mod arguments;
 pub mod client;
-mod configuration;
 mod export;
 mod follow;
 mod lists;
 mod manual;
+mod offering;
+mod pgbackrest_configuration;
 mod progress;
 mod report;
 mod requests;
@@ -19,18 +20,20 @@ mod terminal;
 mod text;
 mod values;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 use jiff::tz::TimeZone;
-use pgthaw_session::{RepositoryChoice, Status};
+use pgthaw_session::{RepositoryChoice, SessionState, Status};
 
 use self::arguments::{
     Arguments, BackupsArguments, CheckArguments, CleanArguments, Command, DatabasesArguments,
-    LogArguments, ManArguments, Output,
+    LogArguments, ManArguments, Output, SessionsArguments,
 };
 use self::client::{Client, session_path};
 use self::follow::Interrupts;
+use self::offering::Offering;
 use self::requests::Surroundings;
 use crate::wire::{
     ApiError, BackupsAnswer, CheckAnswer, CleanAnswer, CleanRequest, DatabasesAnswer,
@@ -46,8 +49,9 @@ pub fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(message) => return terminal::print_usage(&message),
     };
+    let config = arguments.config.as_deref();
     let answer = match arguments.command {
-        Command::Serve(arguments) => return crate::server::run(arguments.until_idle),
+        Command::Serve(arguments) => return crate::server::run(arguments.until_idle, config),
         Command::Internal(arguments) => return crate::internal::run(arguments.child),
         Command::Attach(arguments) if arguments.build => return crate::attach::print_build(),
         Command::Attach(arguments) if arguments.stdio => return crate::attach::run(arguments.only),
@@ -57,7 +61,7 @@ pub fn main() -> ExitCode {
             .enable_all()
             .build()
             .map_err(|err| ApiError { message: format!("start: {err}"), hint: None, usage: false })
-            .and_then(|runtime| runtime.block_on(ask_server(command))),
+            .and_then(|runtime| runtime.block_on(ask_server(command, config))),
     };
     answer.unwrap_or_else(|error| {
         terminal::tell_error(&error);
@@ -65,9 +69,9 @@ pub fn main() -> ExitCode {
     })
 }
 
-async fn ask_server(command: Command) -> Answer {
-    match &command {
-        Command::Export(arguments) => return export::export(arguments).await,
+async fn ask_server(command: Command, config: Option<&Path>) -> Answer {
+    let surroundings = Surroundings::look(config)?;
+    let repository = match &command {
         // Refused before a server is started.
         Command::Log(arguments) if arguments.follow && arguments.output.output == Output::Json => {
             return Err(usage(
@@ -75,12 +79,25 @@ async fn ask_server(command: Command) -> Answer {
                 "`pgthaw session ID --output json` shows how far it is",
             ));
         }
-        _ => {}
-    }
-    let client = Client::connect().await?;
+        Command::Export(arguments) => return export::export(arguments, &surroundings).await,
+        Command::Sessions(arguments) => return sessions(arguments, &surroundings).await,
+        Command::Backups(BackupsArguments { repository: None, .. }) => None,
+        Command::Backups(arguments) => arguments.repository.as_ref(),
+        Command::Databases(arguments) => Some(&arguments.repository),
+        Command::Check(arguments) => Some(&arguments.export.repository),
+        _ => None,
+    };
+    let client = match id_of(&command) {
+        Some(id) => client_of(id, &surroundings).await?,
+        None => Client::connect(surroundings.server(repository), surroundings.reaching()).await?,
+    };
     match command {
-        Command::Retry(arguments) => return export::retry(&client, &arguments).await,
-        Command::Cancel(arguments) => return export::cancel(&client, &arguments).await,
+        Command::Retry(arguments) => {
+            return export::retry(&client, &arguments, &surroundings).await;
+        }
+        Command::Cancel(arguments) => {
+            return export::cancel(&client, &arguments, &surroundings).await;
+        }
         Command::Clean(arguments) => return clean(&client, &arguments).await,
         _ => {}
     }
@@ -91,19 +108,11 @@ async fn ask_server(command: Command) -> Answer {
     }
     let zone = TimeZone::system();
     match command {
-        Command::Backups(arguments) => backups(&client, &arguments, &zone).await,
-        Command::Databases(arguments) => databases(&client, &arguments, &zone).await,
-        Command::Check(arguments) => check(&client, &arguments).await,
-        Command::Attach(arguments) => export::attach(&client, &arguments).await,
+        Command::Backups(arguments) => backups(&client, &arguments, &surroundings, &zone).await,
+        Command::Databases(arguments) => databases(&client, &arguments, &surroundings, &zone).await,
+        Command::Check(arguments) => check(&client, &arguments, &surroundings).await,
+        Command::Attach(arguments) => export::attach(&client, &arguments, &surroundings).await,
         Command::Log(arguments) => log(&client, &arguments, &zone).await,
-        Command::Sessions(arguments) => {
-            let sessions: Vec<Status> = client.get("/v1/sessions").await?;
-            match arguments.output.output {
-                Output::Text => terminal::print(&lists::sessions(&sessions, &zone))?,
-                Output::Json => terminal::print_json(&sessions)?,
-            }
-            Ok(ExitCode::SUCCESS)
-        }
         Command::Session(arguments) => {
             let status: Status = client.get(&session_path(&arguments.id, "")).await?;
             match arguments.output.output {
@@ -112,19 +121,91 @@ async fn ask_server(command: Command) -> Answer {
             }
             Ok(ExitCode::SUCCESS)
         }
-        Command::Export(_) | Command::Retry(_) | Command::Cancel(_) | Command::Clean(_) => {
-            unreachable!("done above")
-        }
+        Command::Export(_)
+        | Command::Sessions(_)
+        | Command::Retry(_)
+        | Command::Cancel(_)
+        | Command::Clean(_) => unreachable!("done above"),
         Command::Serve(_) | Command::Completions(_) | Command::Man(_) | Command::Internal(_) => {
             unreachable!("needs no server")
         }
     }
 }
 
-async fn backups(client: &Client, arguments: &BackupsArguments, zone: &TimeZone) -> Answer {
+/// The session that a command is about.
+fn id_of(command: &Command) -> Option<&str> {
+    match command {
+        Command::Session(arguments) => Some(&arguments.id),
+        Command::Log(arguments) => Some(&arguments.id),
+        Command::Attach(arguments) => arguments.id.as_deref(),
+        Command::Retry(arguments) => Some(&arguments.id),
+        Command::Cancel(arguments) => Some(&arguments.id),
+        _ => None,
+    }
+}
+
+/// The server that knows session `id`, of those that are configured.
+async fn client_of(id: &str, surroundings: &Surroundings) -> Result<Client, ApiError> {
+    let servers = surroundings.servers();
+    let mut first = None;
+    for server in &servers {
+        let client = Client::connect(*server, surroundings.reaching()).await;
+        if servers.len() == 1 {
+            return client;
+        }
+        let known = match client {
+            Ok(client) => client.get::<Status>(&session_path(id, "")).await.map(|_| client),
+            Err(error) => Err(error),
+        };
+        match known {
+            Ok(client) => return Ok(client),
+            Err(error) => first = first.or(Some(error)),
+        }
+    }
+    Err(first.unwrap_or_else(|| ApiError::broken("no server is configured")))
+}
+
+/// `pgthaw sessions`: of all servers that are configured.
+async fn sessions(arguments: &SessionsArguments, surroundings: &Surroundings) -> Answer {
+    let mut sessions: Vec<Status> = Vec::new();
+    let mut code = ExitCode::SUCCESS;
+    for server in surroundings.servers() {
+        let asked = async {
+            let client = Client::connect(server, surroundings.reaching()).await?;
+            client.get::<Vec<Status>>("/v1/sessions").await
+        };
+        match asked.await {
+            Ok(more) => sessions.extend(more),
+            Err(error) => {
+                terminal::tell_error(&error);
+                code = ExitCode::from(terminal::FAILED);
+            }
+        }
+    }
+    sessions.sort_by_key(|status| status.created_at);
+    match arguments.output.output {
+        Output::Text => {
+            let interrupted: Vec<Status> =
+                sessions.iter().filter(|s| s.state == SessionState::Failed).cloned().collect();
+            if let Some(line) = report::interrupted_line(&interrupted) {
+                terminal::tell(&line);
+            }
+            terminal::print(&lists::sessions(&sessions, &TimeZone::system()))?;
+        }
+        Output::Json => terminal::print_json(&sessions)?,
+    }
+    Ok(code)
+}
+
+async fn backups(
+    client: &Client,
+    arguments: &BackupsArguments,
+    surroundings: &Surroundings,
+    zone: &TimeZone,
+) -> Answer {
     let output = arguments.output.output;
     let choices: Vec<RepositoryChoice> = match &arguments.repository {
-        Some(name) => vec![Surroundings::look().repository(name, &arguments.reading)?],
+        Some(name) => vec![surroundings.repository(name, &arguments.reading)?],
         None => configured(arguments)?,
     };
     let several = choices.len() > 1;
@@ -141,11 +222,16 @@ async fn backups(client: &Client, arguments: &BackupsArguments, zone: &TimeZone)
             Err(error) => return Err(error),
         };
         match output {
-            Output::Text if number > 0 => {
-                terminal::print(&format!("\n{}", lists::backups(&choice.path, &answer, zone)))?
+            Output::Text if number > 0 => terminal::print(&format!(
+                "\n{}",
+                lists::backups(Path::new(&choice.to_string()), &answer, zone)
+            ))?,
+            Output::Text => {
+                terminal::print(&lists::backups(Path::new(&choice.to_string()), &answer, zone))?
             }
-            Output::Text => terminal::print(&lists::backups(&choice.path, &answer, zone))?,
-            Output::Json => json.extend(lists::backups_json(&choice.path, &answer)),
+            Output::Json => {
+                json.extend(lists::backups_json(Path::new(&choice.to_string()), &answer))
+            }
         }
     }
     if output == Output::Json {
@@ -157,8 +243,8 @@ async fn backups(client: &Client, arguments: &BackupsArguments, zone: &TimeZone)
 
 /// The repositories of pgBackRest's own configuration.
 fn configured(arguments: &BackupsArguments) -> Result<Vec<RepositoryChoice>, ApiError> {
-    let (file, configured) = configuration::read()?;
-    if let Some(line) = configuration::elsewhere_line(&file, &configured.elsewhere) {
+    let (file, configured) = pgbackrest_configuration::read()?;
+    if let Some(line) = pgbackrest_configuration::elsewhere_line(&file, &configured.elsewhere) {
         terminal::tell(&line);
     }
     let wanted = arguments.reading.stanza.as_deref();
@@ -171,6 +257,7 @@ fn configured(arguments: &BackupsArguments) -> Result<Vec<RepositoryChoice>, Api
                 || repository.stanza.as_deref() == wanted
         })
         .map(|repository| RepositoryChoice {
+            name: None,
             path: repository.path,
             kind: Some("pgbackrest".into()),
             stanza: repository.stanza.or_else(|| arguments.reading.stanza.clone()),
@@ -186,8 +273,13 @@ fn configured(arguments: &BackupsArguments) -> Result<Vec<RepositoryChoice>, Api
     Ok(choices)
 }
 
-async fn databases(client: &Client, arguments: &DatabasesArguments, zone: &TimeZone) -> Answer {
-    let repository = Surroundings::look().repository(&arguments.repository, &arguments.reading)?;
+async fn databases(
+    client: &Client,
+    arguments: &DatabasesArguments,
+    surroundings: &Surroundings,
+    zone: &TimeZone,
+) -> Answer {
+    let repository = surroundings.repository(&arguments.repository, &arguments.reading)?;
     let request = DatabasesRequest { repository, backup: arguments.backup.clone() };
     let answer: DatabasesAnswer = client.post("/v1/databases", &request).await?;
     match arguments.output.output {
@@ -197,8 +289,9 @@ async fn databases(client: &Client, arguments: &DatabasesArguments, zone: &TimeZ
     Ok(ExitCode::SUCCESS)
 }
 
-async fn check(client: &Client, arguments: &CheckArguments) -> Answer {
-    let request = Surroundings::look().export(&arguments.export)?;
+async fn check(client: &Client, arguments: &CheckArguments, surroundings: &Surroundings) -> Answer {
+    let request = surroundings.export(&arguments.export)?;
+    let _offering = Offering::for_request(client, &request);
     let answer: CheckAnswer = client.post("/v1/check", &request).await?;
     match arguments.output.output {
         Output::Text => terminal::print(&lists::check(&answer))?,

@@ -4,12 +4,19 @@ use std::io;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
+use pgthaw_postgres::os_user::OsUser;
+use pgthaw_session::request::CallerMachine;
 use pgthaw_session::{ExportRequest, RecoveryChoice, RepositoryChoice};
+use sha2::{Digest, Sha256};
 
 use super::arguments::{DumpOptions, ExportOptions, RepositoryOptions};
 use super::values::RepositoryName;
+use crate::configuration::{Configuration, NamedRepository, ServerName, resolve_name};
+use crate::machine::Reaching;
 use crate::wire::ApiError;
 
+/// Names the server that is asked.
+const SERVER_VARIABLE: &str = "PGTHAW_SERVER";
 /// pg_dump's `--jobs` without `-j`, at most.
 const DEFAULT_JOBS_MAX: u32 = 4;
 
@@ -20,18 +27,77 @@ pub struct Surroundings {
     pub directory: Result<PathBuf, String>,
     /// Number of processors.
     pub processors: u32,
+    /// pgthaw's configuration.
+    pub configuration: Configuration,
+    /// `$PGTHAW_SERVER`.
+    pub server: Option<ServerName>,
+    /// This machine and account, as another machine's server calls them.
+    pub own_name: CallerMachine,
 }
 
 impl Surroundings {
-    /// Looks at this process.
-    pub fn look() -> Self {
+    /// Looks at this process, and reads the configuration: `file` alone, or the usual ones.
+    ///
+    /// # Errors
+    /// When the configuration or `$PGTHAW_SERVER` means nothing.
+    pub fn look(file: Option<&Path>) -> Result<Self, ApiError> {
         let directory = std::env::current_dir().and_then(|directory| match directory.to_str() {
             Some(_) => Ok(directory),
             None => Err(io::Error::other("its name is no UTF-8")),
         });
         let directory = directory.map_err(|err| err.to_string());
         let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
-        Self { directory, processors: u32::try_from(processors).unwrap_or(u32::MAX) }
+        let server = match std::env::var(SERVER_VARIABLE) {
+            Ok(text) if !text.is_empty() => Some(text.parse().map_err(|err| ApiError {
+                message: format!("${SERVER_VARIABLE}: {err}"),
+                hint: None,
+                usage: true,
+            })?),
+            _ => None,
+        };
+        Ok(Self {
+            directory,
+            processors: u32::try_from(processors).unwrap_or(u32::MAX),
+            configuration: Configuration::read(file)?,
+            server,
+            own_name: own_name(),
+        })
+    }
+
+    /// The server to ask: what the environment says, else the mount server of the repository, else what the configuration says. None is
+    /// this account's own.
+    pub fn server(&self, repository: Option<&RepositoryName>) -> Option<&ServerName> {
+        let named = repository.and_then(|name| self.named(name)).and_then(|r| r.server.as_ref());
+        self.server.as_ref().or(named).or(self.configuration.server.as_ref())
+    }
+
+    /// The servers that may know a session: each once, the one that is asked without a repository first.
+    pub fn servers(&self) -> Vec<Option<&ServerName>> {
+        let mut servers = vec![self.server(None)];
+        if self.server.is_none() {
+            let more = self.configuration.repositories.values();
+            servers.extend(more.filter_map(|r| r.server.as_ref()).map(Some));
+        }
+        let mut unique = Vec::new();
+        for server in servers {
+            if !unique.contains(&server) {
+                unique.push(server);
+            }
+        }
+        unique
+    }
+
+    /// How other machines are reached.
+    pub fn reaching(&self) -> Reaching {
+        Reaching { carry: self.configuration.carry(), ..Reaching::default() }
+    }
+
+    /// The configured repository of this name.
+    fn named(&self, name: &RepositoryName) -> Option<&NamedRepository> {
+        match name.kind {
+            Some(_) => None, // `KIND:DIR` is a directory
+            None => self.configuration.repositories.get(name.path.to_str()?),
+        }
     }
 
     /// Returns `path` from the root on, without `.` and doubled or trailing `/`.
@@ -61,19 +127,33 @@ impl Surroundings {
         name: &RepositoryName,
         options: &RepositoryOptions,
     ) -> Result<RepositoryChoice, ApiError> {
-        let wal_archives = options.wal_archive.iter().map(|path| self.absolute(path));
-        Ok(RepositoryChoice {
-            path: self.absolute(&name.path)?,
+        let server = self.server(Some(name));
+        let there = |path: &PathBuf| match server {
+            Some(server) => whole(path, &server.to_string()),
+            None => self.absolute(path),
+        };
+        let wal_archives = options.wal_archive.iter().map(there).collect::<Result<_, _>>()?;
+        let backup_label = options.backup_label.as_ref().map(there).transpose()?;
+        let choice = RepositoryChoice {
+            name: None,
+            path: PathBuf::new(),
             kind: name.kind.clone(),
             stanza: options.stanza.clone(),
-            wal_archives: wal_archives.collect::<Result<_, _>>()?,
-            backup_label: self.absolute_if_any(&options.backup_label)?,
+            wal_archives,
+            backup_label,
             atomic_snapshot: options.atomic_snapshot,
-        })
-    }
-
-    fn absolute_if_any(&self, path: &Option<PathBuf>) -> Result<Option<PathBuf>, ApiError> {
-        path.as_deref().map(|path| self.absolute(path)).transpose()
+        };
+        let text = name.path.to_string_lossy();
+        if server.is_some() && name.kind.is_none() && !text.contains('/') {
+            return Ok(RepositoryChoice { name: Some(text.into()), ..choice }); // that server's configuration knows it
+        }
+        match self.named(name) {
+            Some(_) => resolve_name(
+                RepositoryChoice { name: Some(text.into()), ..choice },
+                &self.configuration,
+            ),
+            None => Ok(RepositoryChoice { path: there(&name.path)?, ..choice }),
+        }
     }
 
     /// Returns the export that `options` ask for.
@@ -82,25 +162,27 @@ impl Surroundings {
     /// When an argument after `--` is not for pg_dump, or not for a user; as [`Surroundings::repository`].
     pub fn export(&self, options: &ExportOptions) -> Result<ExportRequest, ApiError> {
         let ExportOptions { dump, work, .. } = options;
-        let absolute = |path: &Option<PathBuf>| match (path, &work.staging) {
-            (Some(path), Some(host)) if path.is_relative() => Err(ApiError {
-                message: format!(
-                    "`{}` is a directory of {host}: relative paths mean nothing there",
-                    path.display()
-                ),
-                hint: Some("write it from `/` on".into()),
-                usage: true,
-            }),
-            _ => self.absolute_if_any(path),
+        let server = self.server(Some(&options.repository)).map(ToString::to_string);
+        let staging = work.staging.as_ref().map(ToString::to_string);
+        let elsewhere = staging.as_ref().or(server.as_ref());
+        let absolute = |path: &Option<PathBuf>| -> Result<Option<PathBuf>, ApiError> {
+            let absolute = path.as_ref().map(|path| match elsewhere {
+                Some(machine) => whole(path, machine),
+                None => self.absolute(path),
+            });
+            absolute.transpose()
         };
+        let here = options.target.host.is_none();
         Ok(ExportRequest {
             repository: self.repository(&options.repository, &options.reading)?,
             backup: options.backup.clone(),
             databases: without_repetitions(&options.databases),
             all: options.all,
             exclude_databases: options.exclude_databases.clone(),
-            staging: work.staging.as_ref().map(ToString::to_string),
+            staging: staging.clone(),
             target_host: options.target.host.as_ref().map(ToString::to_string),
+            target_caller: (here && server.is_some()).then(|| self.own_name.clone()),
+            requester: None,
             target: match &options.target.host {
                 None => resolved(&self.absolute(&options.target.path)?),
                 Some(_) => options.target.path.clone(),
@@ -127,6 +209,33 @@ impl Surroundings {
             verify_source: work.verify_source,
         })
     }
+}
+
+/// Returns `path`, which is one of `machine`.
+fn whole(path: &Path, machine: &str) -> Result<PathBuf, ApiError> {
+    match path.is_absolute() {
+        true => Ok(path.components().collect()),
+        false => Err(ApiError {
+            message: format!(
+                "`{}` is a directory of {machine}: relative paths mean nothing there",
+                path.display()
+            ),
+            hint: Some("write it from `/` on".into()),
+            usage: true,
+        }),
+    }
+}
+
+/// Returns what this machine and account are called: `user@host`, and what tells machines of one name apart (machine-id(5) is not to
+/// be shown to others as it is).
+fn own_name() -> CallerMachine {
+    let uid = rustix::process::geteuid().as_raw().to_string();
+    let user = OsUser::look_up(&uid).map_or(uid, |user| user.name);
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let machine = std::fs::read("/etc/machine-id").unwrap_or_default();
+    let hash = Sha256::new().chain_update("pgthaw").chain_update(machine).finalize();
+    let id = hash[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    CallerMachine { name: format!("{user}@{host}"), id }
 }
 
 /// Returns `path` with its existing part free of links, so that one directory has one name; what is not there yet, or not to be
@@ -179,13 +288,22 @@ mod tests {
     use super::*;
     use crate::cli::arguments::{Arguments, Command};
 
+    fn surroundings() -> Surroundings {
+        Surroundings {
+            directory: Ok("/no/such/place".into()),
+            processors: 16,
+            configuration: Configuration::default(),
+            server: None,
+            own_name: CallerMachine { name: "ann@laptop".into(), id: "1".into() },
+        }
+    }
+
     fn request(words: &[&str]) -> Result<ExportRequest, ApiError> {
         let words = ["pgthaw", "export"].iter().chain(words).copied();
         let Command::Export(arguments) = Arguments::try_parse_from(words).unwrap().command else {
             unreachable!()
         };
-        Surroundings { directory: Ok("/no/such/place".into()), processors: 16 }
-            .export(&arguments.export)
+        surroundings().export(&arguments.export)
     }
 
     #[test]
@@ -193,6 +311,7 @@ mod tests {
         let got = request(&["repo", "-d", "crm", "--to", "out/"]).unwrap();
         let want = ExportRequest {
             repository: RepositoryChoice {
+                name: None,
                 path: "/no/such/place/repo".into(),
                 kind: None,
                 stanza: None,
@@ -206,6 +325,8 @@ mod tests {
             exclude_databases: vec![],
             staging: None,
             target_host: None,
+            target_caller: None,
+            requester: None,
             target: "/no/such/place/out".into(),
             replace: false,
             recovery: RecoveryChoice::EndOfBackup,
@@ -294,6 +415,7 @@ mod tests {
         .unwrap();
         let want = ExportRequest {
             repository: RepositoryChoice {
+                name: None,
                 path: "/repo".into(),
                 kind: Some("pgbackrest".into()),
                 stanza: Some("main".into()),
@@ -307,6 +429,8 @@ mod tests {
             exclude_databases: vec!["test*".into(), "old".into()],
             staging: Some("dba@db-stage".into()),
             target_host: Some("ssh://ops@files:2222".into()),
+            target_caller: None,
+            requester: None,
             target: "/no/such/out".into(),
             replace: true,
             recovery: RecoveryChoice::Latest,
@@ -342,7 +466,7 @@ mod tests {
 
     #[test]
     fn only_relative_paths_need_the_current_directory() {
-        let gone = Surroundings { directory: Err("it is gone".into()), processors: 1 };
+        let gone = Surroundings { directory: Err("it is gone".into()), ..surroundings() };
         let name = |path: &str| RepositoryName { kind: None, path: path.into() };
         let mut options = RepositoryOptions::default();
         options.wal_archive.push("/wal".into());

@@ -27,6 +27,7 @@ pub fn status() -> Status {
         backup: Some("20261122-011000F".into()),
         staging: None,
         target_host: None,
+        user: None,
         target: "/srv/exports/monday".into(),
         recovery_lsn: Some("0/5000100".into()),
         bytes_done: 50_000_000,

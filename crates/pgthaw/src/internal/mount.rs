@@ -248,7 +248,7 @@ fn remote_store(socket: &Path, events: Arc<Events>) -> io::Result<Arc<RemoteStor
     thread::spawn(move || {
         for holder in listener.incoming().flatten() {
             // Whoever has handed over something else is told by the end of his connection.
-            let Ok(Handed { input, output, holder }) = take_over(holder) else { continue };
+            let Ok(Handed { input, output, holder, .. }) = take_over(holder) else { continue };
             let hang_up = move || {
                 let _ = holder.shutdown(std::net::Shutdown::Both); // its process ends, and with it the connection
             };

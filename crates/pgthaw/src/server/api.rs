@@ -1,22 +1,25 @@
-//! The server's HTTP/JSON API on its Unix socket. Who may open the socket may do everything: it lies in a 0700 directory.
+//! The server's HTTP/JSON API on its Unix sockets. Who asks for what is looked at here, before anything is done.
 
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use axum::Json;
-use axum::extract::{Path, Request, State};
+use axum::extract::{ConnectInfo, Path, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Extension, Json};
 use futures_util::Stream;
 use pgthaw_session::{ExportRequest, RecoveryChoice, RepositoryChoice, SessionState, Status};
 
+use super::callers::{Caller, Callers, Peer, Rights};
 use super::mount_service;
-use super::recovery_service::{RecoveryService, Seen};
+use super::recovery_service::{RecoveryService, Seen, no_such};
+use crate::configuration::{Configuration, resolve_name};
 use crate::delivered::Delivered;
+use crate::rules::{self, Asked};
 use crate::wire::{
     ApiError, BackupsAnswer, CheckAnswer, CleanAnswer, CleanRequest, DatabasesAnswer,
     DatabasesRequest, LogLine, SessionCreated,
@@ -55,8 +58,22 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// All routes.
-pub fn router(service: Arc<RecoveryService>, activity: Arc<Activity>) -> axum::Router {
+/// One socket of the server.
+#[derive(Debug, Clone)]
+pub struct Door {
+    /// Names of repositories and hosts, and rules.
+    pub configuration: Arc<Configuration>,
+    /// Tells who asks.
+    pub callers: Arc<Callers>,
+    /// Whether everybody can open it.
+    pub team: bool,
+}
+
+type Who = Extension<Caller>;
+type At = Extension<Door>;
+
+/// All routes, for those who come through `door`.
+pub fn router(service: Arc<RecoveryService>, activity: Arc<Activity>, door: Door) -> axum::Router {
     axum::Router::new()
         .route(
             "/v1/version",
@@ -75,8 +92,99 @@ pub fn router(service: Arc<RecoveryService>, activity: Arc<Activity>) -> axum::R
         .route("/v1/sessions/{id}/cancel", post(cancel))
         .route("/v1/sessions/{id}/stop", post(stop))
         .route("/v1/clean", post(clean))
+        .layer(middleware::from_fn_with_state(door.clone(), identify))
         .layer(middleware::from_fn_with_state(activity, count))
+        .layer(Extension(door))
         .with_state(service)
+}
+
+/// Finds out who asks.
+async fn identify(
+    State(door): State<Door>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let identified = tokio::task::spawn_blocking(move || door.callers.identify(&peer, door.team));
+    match identified.await {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
+        Err(err) => ApiError::broken(format!("find out who asks: {err}")).into_response(),
+    }
+}
+
+/// What refuses the caller, as an error.
+fn not_allowed(caller: &Caller, what: &str) -> ApiError {
+    ApiError {
+        message: format!("no rule of this server allows {} {what}", caller.account.user),
+        hint: Some("[[allow]] in the server's configuration says who may ask for what".into()),
+        usage: true,
+    }
+}
+
+/// Finds the repository that was asked for, if the caller may look at it.
+fn repository(
+    caller: &Caller,
+    door: &Door,
+    choice: RepositoryChoice,
+) -> Result<RepositoryChoice, ApiError> {
+    if let Some(rules) = caller.rules() {
+        let Some(name) = &choice.name else {
+            return Err(not_allowed(caller, "a repository by its path; name one"));
+        };
+        if !rules.iter().any(|rule| rule.allows_repository(name)) {
+            return Err(not_allowed(caller, &format!("repository `{name}`")));
+        }
+        let paths = choice.wal_archives.first().or(choice.backup_label.as_ref());
+        if !choice.path.as_os_str().is_empty() || paths.is_some() || choice.kind.is_some() {
+            return Err(not_allowed(
+                caller,
+                "files of the server's machine besides the repository",
+            ));
+        }
+    }
+    resolve_name(choice, &door.configuration)
+}
+
+/// Finds what an export was asked for, if the caller may have it.
+fn resolve(
+    caller: &Caller,
+    door: &Door,
+    mut request: ExportRequest,
+) -> Result<ExportRequest, ApiError> {
+    request.repository = repository(caller, door, request.repository)?;
+    if let Some(rules) = caller.rules() {
+        let name = request.repository.name.as_deref().unwrap_or_default();
+        let asked = Asked { repository: name, request: &request };
+        if let Some(what) = rules::refusal(rules, &asked) {
+            return Err(not_allowed(caller, &what));
+        }
+    }
+    request.requester = caller.team.then(|| caller.account.clone());
+    let hosts = &door.configuration.hosts;
+    if let Some(known) = request.staging.as_ref().and_then(|name| hosts.get(name)) {
+        request.staging = Some(known.ssh.to_string());
+    }
+    if let Some(known) = request.target_host.as_ref().and_then(|name| hosts.get(name)) {
+        request.target_host = Some(known.ssh.to_string());
+        if let Some(directory) = &known.directory {
+            request.target = directory.join(&request.target);
+        }
+    }
+    Ok(request)
+}
+
+/// The caller's own session.
+fn own(service: &RecoveryService, caller: &Caller, id: &str) -> Result<(), ApiError> {
+    match caller.rights {
+        Rights::Everything => Ok(()),
+        Rights::Rules(_) => match service.requester(id) {
+            Ok(requester) if caller.owns(requester.as_ref()) => Ok(()),
+            _ => Err(no_such(id)), // whether there is one is nobody else's business
+        },
+    }
 }
 
 async fn count(State(activity): State<Arc<Activity>>, request: Request, next: Next) -> Response {
@@ -89,81 +197,152 @@ async fn count(State(activity): State<Arc<Activity>>, request: Request, next: Ne
 }
 
 async fn backups(
-    Json(repository): Json<RepositoryChoice>,
+    Extension(caller): Who,
+    Extension(door): At,
+    Json(choice): Json<RepositoryChoice>,
 ) -> Result<Json<BackupsAnswer>, ApiError> {
-    mount_service::backups(repository).await.map(Json)
+    mount_service::backups(repository(&caller, &door, choice)?).await.map(Json)
 }
 
 async fn databases(
+    Extension(caller): Who,
+    Extension(door): At,
     Json(request): Json<DatabasesRequest>,
 ) -> Result<Json<DatabasesAnswer>, ApiError> {
-    let facts =
-        mount_service::facts(request.repository, request.backup, RecoveryChoice::EndOfBackup)
-            .await?;
-    Ok(Json(DatabasesAnswer { backup: facts.backup, databases: facts.databases }))
+    let choice = repository(&caller, &door, request.repository)?;
+    let name = choice.name.clone().unwrap_or_default();
+    let facts = mount_service::facts(choice, request.backup, RecoveryChoice::EndOfBackup).await?;
+    let mut databases = facts.databases;
+    if let Some(rules) = caller.rules() {
+        let rules = rules.iter().filter(|rule| rule.allows_repository(&name));
+        let rules: Vec<_> = rules.collect();
+        databases.retain(|database| rules.iter().any(|r| r.allows_database(&database.name)));
+    }
+    Ok(Json(DatabasesAnswer { backup: facts.backup, databases }))
 }
 
 async fn check(
     State(service): Service,
+    Extension(caller): Who,
+    Extension(door): At,
     Json(request): Json<ExportRequest>,
 ) -> Result<Json<CheckAnswer>, ApiError> {
-    service.check(request).await.map(Json)
+    service.check(resolve(&caller, &door, request)?).await.map(Json)
 }
 
 async fn create(
     State(service): Service,
-    Json(request): Json<ExportRequest>,
+    Extension(caller): Who,
+    Extension(door): At,
+    Json(asked): Json<ExportRequest>,
 ) -> Result<Json<SessionCreated>, ApiError> {
-    service.create(request).await.map(|id| Json(SessionCreated { id }))
+    let created = match resolve(&caller, &door, asked.clone()) {
+        Ok(request) => service.clone().create(request).await,
+        Err(error) => Err(error),
+    };
+    if let (Some(audit), true) = (service.audit(), caller.team) {
+        let repository = asked.repository.to_string();
+        let asked = Asked { repository: &repository, request: &asked };
+        let result = created.as_ref().map(String::as_str).map_err(|err| err.message.as_str());
+        audit.asked(&caller.account, &asked, result);
+    }
+    created.map(|id| Json(SessionCreated { id }))
 }
 
-async fn list(State(service): Service) -> Json<Vec<Status>> {
-    Json(service.list())
+async fn list(State(service): Service, Extension(caller): Who) -> Json<Vec<Status>> {
+    let mut sessions = service.list();
+    sessions.retain(|status| own(&service, &caller, &status.id).is_ok());
+    Json(sessions)
 }
 
-async fn interrupted(State(service): Service) -> Json<Vec<Status>> {
-    Json(service.list().into_iter().filter(|status| status.state == SessionState::Failed).collect())
+async fn interrupted(State(service): Service, Extension(caller): Who) -> Json<Vec<Status>> {
+    let Json(mut sessions) = list(State(service), Extension(caller)).await;
+    sessions.retain(|status| status.state == SessionState::Failed);
+    Json(sessions)
 }
 
-async fn look(State(service): Service, Path(id): Path<String>) -> Result<Json<Status>, ApiError> {
+async fn look(
+    State(service): Service,
+    Extension(caller): Who,
+    Path(id): Path<String>,
+) -> Result<Json<Status>, ApiError> {
+    own(&service, &caller, &id)?;
     service.look(&id).map(|seen| Json(seen.status))
 }
 
 async fn log(
     State(service): Service,
+    Extension(caller): Who,
     Path(id): Path<String>,
 ) -> Result<Json<Vec<LogLine>>, ApiError> {
+    own(&service, &caller, &id)?;
     service.look(&id).map(|seen| Json(seen.log.to_vec()))
 }
 
 async fn delivered(
     State(service): Service,
+    Extension(caller): Who,
     Path(id): Path<String>,
 ) -> Result<Json<Delivered>, ApiError> {
+    own(&service, &caller, &id)?;
     service.delivered(&id).await.map(Json)
 }
 
-async fn retry(State(service): Service, Path(id): Path<String>) -> Result<Json<Status>, ApiError> {
-    service.retry(&id).map(Json)
+/// Writes down that somebody steers a session of a team's server.
+fn audited(service: &RecoveryService, caller: &Caller, action: &str, status: &Status) {
+    if let (Some(audit), true) = (service.audit(), caller.team) {
+        audit.session(&caller.account, action, status);
+    }
 }
 
-async fn cancel(State(service): Service, Path(id): Path<String>) -> Result<Json<Status>, ApiError> {
-    service.cancel(&id).map(Json)
+async fn retry(
+    State(service): Service,
+    Extension(caller): Who,
+    Path(id): Path<String>,
+) -> Result<Json<Status>, ApiError> {
+    own(&service, &caller, &id)?;
+    let status = service.clone().retry(&id)?;
+    audited(&service, &caller, "retry", &status);
+    Ok(Json(status))
 }
 
-async fn stop(State(service): Service, Path(id): Path<String>) -> Result<Json<Status>, ApiError> {
-    service.stop(&id).map(Json)
+async fn cancel(
+    State(service): Service,
+    Extension(caller): Who,
+    Path(id): Path<String>,
+) -> Result<Json<Status>, ApiError> {
+    own(&service, &caller, &id)?;
+    let status = service.clone().cancel(&id)?;
+    audited(&service, &caller, "cancel", &status);
+    Ok(Json(status))
 }
 
-async fn clean(State(service): Service, Json(request): Json<CleanRequest>) -> Json<CleanAnswer> {
-    Json(service.clean(request.dry_run).await)
+async fn stop(
+    State(service): Service,
+    Extension(caller): Who,
+    Path(id): Path<String>,
+) -> Result<Json<Status>, ApiError> {
+    own(&service, &caller, &id)?;
+    let status = service.stop(&id)?;
+    audited(&service, &caller, "stop", &status);
+    Ok(Json(status))
+}
+
+async fn clean(
+    State(service): Service,
+    Extension(caller): Who,
+    Json(request): Json<CleanRequest>,
+) -> Json<CleanAnswer> {
+    Json(service.clean(request.dry_run, |requester| caller.owns(requester)).await)
 }
 
 /// Every change of a session until it is no longer at work: `log` events from the beginning, `status` events from now.
 async fn events(
     State(service): Service,
+    Extension(caller): Who,
     Path(id): Path<String>,
-) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>> + use<>>, ApiError> {
+    own(&service, &caller, &id)?;
     let seen = service.watch(&id)?;
     let follow = Follow { seen, told: 0, first: true, ready: Vec::new(), ended: false };
     Ok(Sse::new(futures_util::stream::unfold(follow, next_event)))

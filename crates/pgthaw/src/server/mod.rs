@@ -1,4 +1,4 @@
-//! The server: mount service and recovery service of one account, behind a Unix socket.
+//! The server: mount service and recovery service of one account or of a team, behind a Unix socket.
 //!
 //! The command line always talks to a server. If none runs for this account, it starts one, which ends itself a few seconds
 //! after it has nothing left to do. Both services live in this one process: a crash takes both, and the next server
@@ -6,6 +6,8 @@
 
 pub mod agent_link;
 mod api;
+mod audit;
+pub mod callers;
 mod kept;
 pub mod mount_service;
 mod mover;
@@ -16,16 +18,20 @@ pub mod site;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 
+use self::audit::Audit;
+use self::callers::Callers;
 use crate::cli::client::private_state_directory;
-use crate::http;
+use crate::configuration::Configuration;
+use crate::machine::Reaching;
+use crate::{http, offers};
 
 /// How long a server that was started by a command stays without anything to do.
 const IDLE: Duration = Duration::from_secs(3);
@@ -36,8 +42,11 @@ const FOLLOWERS: Duration = Duration::from_millis(300);
 /// Name of the socket in the state directory.
 pub const SOCKET: &str = "server.sock";
 
-/// Runs a server; with `until_idle` it ends itself when it has nothing left to do.
-pub fn run(until_idle: bool) -> ExitCode {
+/// Where a team's server listens unless it is told otherwise.
+pub const TEAM_SOCKET: &str = "/run/pgthaw/server.sock";
+
+/// Runs a server; with `until_idle` it is this account's alone, and ends itself when it has nothing left to do.
+pub fn run(until_idle: bool, config: Option<&Path>) -> ExitCode {
     let _ = rustix::thread::set_name(c"pgthaw");
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let served = private_state_directory().and_then(|state| {
@@ -52,7 +61,9 @@ pub fn run(until_idle: bool) -> ExitCode {
         };
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        runtime.block_on(serve(&state, until_idle))
+        let configuration =
+            Configuration::read(config).map_err(|err| io::Error::other(err.message))?;
+        runtime.block_on(serve(&state, until_idle, configuration))
     });
     match served {
         Ok(()) => ExitCode::SUCCESS,
@@ -79,50 +90,102 @@ fn lock(state: &Path) -> io::Result<Option<File>> {
     }
 }
 
-async fn serve(state: &Path, until_idle: bool) -> io::Result<()> {
-    let service = recovery_service::RecoveryService::open(state)?;
+/// Where a server that stays listens for others; nowhere when it is an ordinary account's own.
+fn team_socket(configuration: &Configuration) -> Option<PathBuf> {
+    let configured = configuration.service.socket.clone();
+    // systemd's RuntimeDirectory=, see systemd.exec(5).
+    let runtime = || Some(PathBuf::from(std::env::var_os("RUNTIME_DIRECTORY")?).join(SOCKET));
+    let root = || rustix::process::geteuid().is_root().then(|| TEAM_SOCKET.into());
+    configured.or_else(runtime).or_else(root)
+}
+
+async fn serve(state: &Path, until_idle: bool, configuration: Configuration) -> io::Result<()> {
+    let configuration = Arc::new(configuration);
+    let team = (!until_idle).then(|| team_socket(&configuration)).flatten();
+    let audit = team.is_some().then(|| Audit::open(state)).transpose()?;
+    let reaching = Reaching { carry: configuration.carry(), ..Reaching::default() };
+    let service = recovery_service::RecoveryService::open(state, reaching, audit)?;
     let activity = Arc::new(api::Activity::default());
-    let listener = http::bind(&state.join(SOCKET))?;
-    service.clone().take_up_sessions();
-    let router = api::router(service.clone(), activity.clone());
-    let end = async move {
-        let mut idle = Duration::ZERO;
-        let tick = Duration::from_millis(500);
-        let mut terminate =
-            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).ok();
-        loop {
-            let terminated = async {
-                match &mut terminate {
-                    Some(signal) => signal.recv().await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                () = tokio::time::sleep(tick) => {}
-                _ = terminated => return, // the sessions' agents go on; the next server takes them up
-                _ = tokio::signal::ctrl_c(), if !until_idle => return,
-            }
-            let busy = activity.busy() || service.has_active_sessions();
-            idle = if busy { Duration::ZERO } else { idle + tick };
-            if until_idle && idle >= IDLE {
-                return;
-            }
+    let callers = Arc::new(Callers::new(configuration.clone()));
+    let own = (state.join(SOCKET), false);
+    let sockets: Vec<(PathBuf, bool)> =
+        [own].into_iter().chain(team.map(|socket| (socket, true))).collect();
+    let mut listeners = Vec::new();
+    for (path, team) in &sockets {
+        let named =
+            |err: io::Error| io::Error::new(err.kind(), format!("`{}`: {err}", path.display()));
+        let bind = if *team { http::bind_for_everybody } else { http::bind };
+        if let (true, Some(directory)) = (*team, path.parent()) {
+            // Everybody may pass, whatever the umask says.
+            fs::create_dir_all(directory).map_err(named)?;
+            fs::set_permissions(directory, fs::Permissions::from_mode(0o755)).map_err(named)?;
+            println!("pgthaw serve: listening on {}", path.display());
         }
+        let offers = bind(&path.with_file_name(offers::SOCKET)).map_err(named)?;
+        service.machines().offers().listen(offers);
+        listeners.push((bind(path).map_err(named)?, *team));
+    }
+    service.clone().take_up_sessions();
+    let end = {
+        let (service, activity) = (service.clone(), activity.clone());
+        async move { until_its_end(&service, &activity, until_idle).await }
     };
-    let (ending, mut ends) = tokio::sync::watch::channel(false);
-    let end = async move {
+    let (ending, ends) = tokio::sync::watch::channel(false);
+    tokio::spawn(async move {
         end.await;
         let _ = ending.send(true);
+    });
+    let ended = |mut ends: tokio::sync::watch::Receiver<bool>| async move {
+        let _ = ends.wait_for(|ends| *ends).await;
     };
     // Whoever follows a session that is at work keeps his connection open: he finds the next server.
     let cut = async {
-        let _ = ends.wait_for(|ends| *ends).await;
+        ended(ends.clone()).await;
         tokio::time::sleep(FOLLOWERS).await;
     };
-    tokio::select! {
-        served = http::serve(listener, router, end) => served?,
-        () = cut => {}
+    let serving = listeners.into_iter().map(|(listener, team)| {
+        let door =
+            api::Door { configuration: configuration.clone(), callers: callers.clone(), team };
+        let router = api::router(service.clone(), activity.clone(), door);
+        http::serve(listener, router, ended(ends.clone()))
+    });
+    let served = tokio::select! {
+        served = futures_util::future::try_join_all(serving) => served.map(|_| ()),
+        () = cut => Ok(()),
+    };
+    for (path, _) in &sockets {
+        let _ = fs::remove_file(path.with_file_name(offers::SOCKET));
+        let _ = fs::remove_file(path);
     }
-    let _ = fs::remove_file(state.join(SOCKET));
-    Ok(())
+    served
+}
+
+/// Waits until the server has to end: at a signal, or when it has had nothing to do for a while.
+async fn until_its_end(
+    service: &recovery_service::RecoveryService,
+    activity: &api::Activity,
+    until_idle: bool,
+) {
+    let mut idle = Duration::ZERO;
+    let tick = Duration::from_millis(500);
+    let mut terminate =
+        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).ok();
+    loop {
+        let terminated = async {
+            match &mut terminate {
+                Some(signal) => signal.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(tick) => {}
+            _ = terminated => return, // the sessions' agents go on; the next server takes them up
+            _ = tokio::signal::ctrl_c(), if !until_idle => return,
+        }
+        let busy = activity.busy() || service.has_active_sessions();
+        idle = if busy { Duration::ZERO } else { idle + tick };
+        if until_idle && idle >= IDLE {
+            return;
+        }
+    }
 }

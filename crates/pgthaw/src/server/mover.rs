@@ -39,8 +39,8 @@ async fn connect(
         (Err(err), _) | (_, Err(err)) => return err.message,
     };
     let (
-        OpenLine { child: mut sender, input: back, output: forth, .. },
-        OpenLine { child: mut receiver, input, output, .. },
+        OpenLine { carrier: mut sender, input: back, output: forth, .. },
+        OpenLine { carrier: mut receiver, input, output, .. },
     ) = (from, to);
     let pipes = (
         forth.into_owned_fd(),
@@ -55,8 +55,8 @@ async fn connect(
     std::thread::spawn(move || join(&output, &back));
     connected.yes();
     tokio::select! {
-        _ = sender.wait() => format!("the connection to {} is lost", staging.name()),
-        _ = receiver.wait() => format!("the connection to {} is lost", target.name()),
+        () = sender.wait() => format!("the connection to {} is lost", staging.name()),
+        () = receiver.wait() => format!("the connection to {} is lost", target.name()),
     }
 }
 

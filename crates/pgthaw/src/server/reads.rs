@@ -52,10 +52,10 @@ async fn connect(
     };
     connected.yes();
     tokio::select! {
-        _ = line.child.wait() => {}
+        () = line.carrier.wait() => {}
         _ = reader.wait() => {}
     }
-    format!("the connection to {} is lost", machine.host())
+    format!("the connection to {} is lost", machine.name())
 }
 
 fn start_reader(

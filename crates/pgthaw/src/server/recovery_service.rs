@@ -10,9 +10,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use jiff::Timestamp;
 use pgthaw_link::Purpose;
+use pgthaw_postgres::os_user::OsUser;
 use pgthaw_session::decide::{facts, step_of};
 use pgthaw_session::journal::{self, Journal};
 use pgthaw_session::observed::{Failure, Observed, Progress};
+use pgthaw_session::request::Requester;
 use pgthaw_session::session::{Entry, Intent, Place, Record, ResolvedBackup};
 use pgthaw_session::{
     Action, ExportRequest, RecoveryChoice, Session, SessionState, Status, decide,
@@ -20,6 +22,7 @@ use pgthaw_session::{
 use tokio::sync::{mpsc, watch};
 
 use super::agent_link::{AgentLink, Watch};
+use super::audit::Audit;
 use super::kept::Kept;
 use super::sessions::SessionsDirectory;
 use super::site::{Site, Sites};
@@ -28,7 +31,7 @@ use crate::agent::space::human_size;
 use crate::agent::{delivering, mounting};
 use crate::delivered::Delivered;
 use crate::http::ClientError;
-use crate::machine::Machines;
+use crate::machine::{Machines, Reaching};
 use crate::recovery_line::recovery_line;
 use crate::wire::{
     ApiError, Assignment, BackupFacts, CheckAnswer, CheckReport, CleanAnswer, CleanedObject,
@@ -62,6 +65,8 @@ struct Handle {
 pub struct RecoveryService {
     sessions: SessionsDirectory,
     machines: Machines,
+    /// A team's trail of requests.
+    audit: Option<Audit>,
     active: Mutex<BTreeMap<String, Handle>>,
 }
 
@@ -70,12 +75,35 @@ impl RecoveryService {
     ///
     /// # Errors
     /// When the directory cannot be made.
-    pub fn open(state_directory: &Path) -> io::Result<Arc<Self>> {
+    pub fn open(
+        state_directory: &Path,
+        reaching: Reaching,
+        audit: Option<Audit>,
+    ) -> io::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             sessions: SessionsDirectory::open(state_directory)?,
-            machines: Machines::default(),
+            machines: Machines::new(reaching),
+            audit,
             active: Mutex::default(),
         }))
+    }
+
+    /// The machines in use.
+    pub fn machines(&self) -> &Machines {
+        &self.machines
+    }
+
+    /// The trail of requests, where a team is served.
+    pub fn audit(&self) -> Option<&Audit> {
+        self.audit.as_ref()
+    }
+
+    /// Who asked a team's server for session `id`.
+    ///
+    /// # Errors
+    /// When there is none of this id, or its journal cannot be read.
+    pub fn requester(&self, id: &str) -> Result<Option<Requester>, ApiError> {
+        Ok(self.stored(id)?.0.request.requester)
     }
 
     /// Takes up every session that was at work when its server ended.
@@ -150,7 +178,9 @@ impl RecoveryService {
             recovery_line: recovery_line(&facts, request.recovery),
         };
         let begun = [created, Entry::Resolved(resolved), Entry::Attempt { number: 1 }];
-        for entry in begun.into_iter().chain(warnings(&report)).chain([Entry::Checked]) {
+        let keys = whose_keys(&request).map(Entry::Message);
+        let begun = begun.into_iter().chain(keys).chain(warnings(&report)).chain([Entry::Checked]);
+        for entry in begun {
             journal.append(Timestamp::now(), entry).map_err(|err| failed(&err))?;
         }
         drop(journal);
@@ -227,10 +257,15 @@ impl RecoveryService {
 
     /// The machines of a request.
     fn sites(&self, request: &ExportRequest) -> Result<Sites, ApiError> {
-        Ok(Sites {
-            staging: Site::named(request.staging.as_deref(), &self.machines)?,
-            target: Site::named(request.target_host.as_deref(), &self.machines)?,
-        })
+        let target = match &request.target_caller {
+            Some(caller) => {
+                let own = rustix::process::geteuid().as_raw();
+                let uid = request.requester.as_ref().map_or(own, |requester| requester.uid);
+                Site::Far(self.machines.caller(caller, uid))
+            }
+            None => Site::named(request.target_host.as_deref(), &self.machines)?,
+        };
+        Ok(Sites { staging: Site::named(request.staging.as_deref(), &self.machines)?, target })
     }
 
     /// Looks into the export of a session: what there is to know for loading it.
@@ -240,12 +275,17 @@ impl RecoveryService {
     pub async fn delivered(&self, id: &str) -> Result<Delivered, ApiError> {
         let status = self.look(id)?.status;
         let databases = status.databases.iter().map(|database| database.name.clone()).collect();
-        let target = Site::named(status.target_host.as_deref(), &self.machines)?;
-        target.delivered(status.target_directory(), databases).await
+        let request = self.stored(id)?.0.request;
+        self.sites(&request)?.target.delivered(&request.target, databases).await
     }
 
     /// Removes what sessions that are not at work have left, or says what that would be.
-    pub async fn clean(self: Arc<Self>, dry_run: bool) -> CleanAnswer {
+    /// Only sessions of requesters that `is_theirs` says yes to.
+    pub async fn clean(
+        self: Arc<Self>,
+        dry_run: bool,
+        is_theirs: impl Fn(Option<&Requester>) -> bool,
+    ) -> CleanAnswer {
         let mut answer = CleanAnswer::default();
         for id in self.sessions.ids().unwrap_or_default() {
             let session = match self.stored(&id) {
@@ -256,7 +296,9 @@ impl RecoveryService {
                     continue;
                 }
             };
-            if session.state != SessionState::Failed {
+            if session.state != SessionState::Failed
+                || !is_theirs(session.request.requester.as_ref())
+            {
                 continue;
             }
             let left = match self.sites(&session.request) {
@@ -347,6 +389,11 @@ impl RecoveryService {
         tokio::spawn(async move {
             worker.work().await;
             self.lock().remove(&id);
+            if let (Some(audit), Ok((session, _))) = (&self.audit, self.stored(&id))
+                && let Some(requester) = &session.request.requester
+            {
+                audit.session(requester, "end", &session.status(None, None));
+            }
         });
         Ok(())
     }
@@ -378,7 +425,7 @@ impl RecoveryService {
         let nested = |status: &Status| {
             let other = status.target_directory();
             !status.state.is_final()
-                && status.target_host == request.target_host
+                && status.target_host.as_ref() == request.target_machine()
                 && !status.target.is_empty() // of a session whose journal cannot be read
                 && (request.target.starts_with(other) || other.starts_with(&request.target))
         };
@@ -804,6 +851,18 @@ async fn look_at_machines(
     Ok((facts, report))
 }
 
+/// Says whose keys reach other machines, where that is not plain: a team's server uses its own.
+fn whose_keys(request: &ExportRequest) -> Option<String> {
+    request.requester.as_ref()?;
+    request.staging.as_ref().or(request.target_host.as_ref())?;
+    let uid = rustix::process::geteuid().as_raw().to_string();
+    let user = OsUser::look_up(&uid).map_or(uid, |user| user.name);
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    Some(format!(
+        "other machines are reached with the SSH keys of {user}@{host}, the account of the server"
+    ))
+}
+
 /// A report's warnings, for the journal.
 fn warnings(report: &CheckReport) -> Vec<Entry> {
     let warnings = report.findings.iter().filter(|finding| !finding.error);
@@ -913,7 +972,8 @@ fn step_text(step: pgthaw_session::Step) -> &'static str {
     }
 }
 
-fn no_such(id: &str) -> ApiError {
+/// What is said of a session that is not there.
+pub fn no_such(id: &str) -> ApiError {
     ApiError {
         message: format!("there is no session `{id}`"),
         hint: Some("`pgthaw sessions` lists them".into()),

@@ -212,7 +212,7 @@ impl Site {
     pub fn name(&self) -> String {
         match self {
             Self::Here => "this machine".into(),
-            Self::Far(machine) => machine.host().to_string(),
+            Self::Far(machine) => machine.name().to_owned(),
         }
     }
 
@@ -227,7 +227,7 @@ impl Site {
     /// Names the machine in what a check found there, if it is another one.
     fn named_in(&self, mut report: CheckReport) -> CheckReport {
         if let Some(machine) = self.machine() {
-            let host = machine.host();
+            let host = machine.name();
             let texts = report.passed.iter_mut();
             let texts = texts.chain(report.findings.iter_mut().map(|finding| &mut finding.message));
             texts.for_each(|text| *text = format!("{host}: {text}"));
@@ -330,7 +330,7 @@ impl Sites {
                 None => found,
                 Some(machine) => found
                     .into_iter()
-                    .map(|(kind, name)| (kind, format!("{}:{name}", machine.host())))
+                    .map(|(kind, name)| (kind, format!("{}:{name}", machine.name())))
                     .collect(),
             }
         };
@@ -391,7 +391,7 @@ async fn call<T: DeserializeOwned>(
     let answer = http::request(&address, "POST", &format!("/v1/host/{verb}"), Some(task)).await;
     answer.map_err(|err| match err {
         ClientError::Api(error) => {
-            ApiError { message: format!("{}: {}", machine.host(), error.message), ..error }
+            ApiError { message: format!("{}: {}", machine.name(), error.message), ..error }
         }
         ClientError::NoLine(error) => error.into(),
         err @ (ClientError::NotListening(_) | ClientError::Broken { .. }) => {

@@ -143,7 +143,7 @@ impl Environment {
         let reads = match task.part {
             CheckPart::Everything => true,
             CheckPart::Staging => false,
-            CheckPart::Target => request.target_host.is_none(),
+            CheckPart::Target => request.target_machine().is_none(),
         };
         Self {
             root,

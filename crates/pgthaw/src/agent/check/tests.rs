@@ -82,6 +82,7 @@ fn task() -> CheckTask {
     };
     let request = ExportRequest {
         repository: RepositoryChoice {
+            name: None,
             path: "/backups".into(),
             kind: None,
             stanza: None,
@@ -95,6 +96,8 @@ fn task() -> CheckTask {
         exclude_databases: Vec::new(),
         staging: None,
         target_host: None,
+        target_caller: None,
+        requester: None,
         target: "/srv/monday".into(),
         replace: false,
         recovery: RecoveryChoice::EndOfBackup,
