@@ -10,7 +10,7 @@
 //!   2. this side says what the connection is for (Greeting)
 //!   3. calls: HTTP/2; anything else: raw bytes
 //! ```
-//! Start at [`Host`] and [`Line::connect`].
+//! Start at [`Host`], [`OpenLine::open`] and [`Line::over`].
 
 mod far_side;
 mod greeting;

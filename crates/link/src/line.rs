@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -105,19 +106,6 @@ pub struct Line {
 }
 
 impl Line {
-    /// Connects to `host` for calls.
-    ///
-    /// # Errors
-    /// [`LineError`].
-    pub async fn connect(
-        host: &Host,
-        carry: Carry,
-        forward_agent: bool,
-    ) -> Result<Self, LineError> {
-        let open = open(host, carry, forward_agent, &Purpose::Calls).await?;
-        Self::over(&host.to_string(), open).await
-    }
-
     /// Makes a line of an open connection for calls to the machine called `host`.
     ///
     /// # Errors
@@ -162,17 +150,17 @@ impl Line {
     }
 }
 
-/// Opens a connection to `host` for `purpose`, up to the greetings.
+/// Opens a connection to `host` for `purpose`, up to the greetings; with `agent` by that ssh-agent's keys.
 ///
 /// # Errors
 /// [`LineError`].
 pub(crate) async fn open(
     host: &Host,
     carry: Carry,
-    forward_agent: bool,
+    agent: Option<&Path>,
     purpose: &Purpose,
 ) -> Result<OpenLine, LineError> {
-    let opening = attempt(host, carry, forward_agent, purpose);
+    let opening = attempt(host, carry, agent, purpose);
     match tokio::time::timeout(CONNECT_LIMIT, opening).await {
         Ok(opened) => opened,
         Err(_) => Err(LineError {
@@ -187,7 +175,7 @@ pub(crate) async fn open(
 async fn attempt(
     host: &Host,
     carry: Carry,
-    forward_agent: bool,
+    agent: Option<&Path>,
     purpose: &Purpose,
 ) -> Result<OpenLine, LineError> {
     let local = |what: &str, err: io::Error| LineError {
@@ -206,7 +194,7 @@ async fn attempt(
         }
     };
     let script = program::script(&build, size);
-    let mut command = Command::from(ssh::command(host, &script, forward_agent));
+    let mut command = Command::from(ssh::command(host, &script, agent));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let mut child = command.spawn().map_err(|err| local("start ssh", err))?;
     let (Some(mut input), Some(mut output), Some(errors)) =
@@ -428,16 +416,16 @@ impl OpenLine {
         Ok(Self { carrier: Carrier::Offered(holder), input, output, welcome })
     }
 
-    /// Opens a connection to `host` for raw bytes.
+    /// Opens a connection to `host`; with `agent`, the socket of an ssh-agent, by that one's keys.
     ///
     /// # Errors
     /// [`LineError`].
     pub async fn open(
         host: &Host,
         carry: Carry,
-        forward_agent: bool,
+        agent: Option<&Path>,
         purpose: &Purpose,
     ) -> Result<Self, LineError> {
-        open(host, carry, forward_agent, purpose).await
+        open(host, carry, agent, purpose).await
     }
 }

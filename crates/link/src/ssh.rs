@@ -1,5 +1,6 @@
 //! The `ssh` command, and what its failures mean.
 
+use std::path::Path;
 use std::process::Command;
 
 use crate::host::Host;
@@ -21,11 +22,14 @@ const OPTIONS: [&str; 9] = [
     "SessionType=default",
 ];
 
-/// Returns `ssh` ready to run `script` in the login shell of `host`.
-pub(crate) fn command(host: &Host, script: &str, forward_agent: bool) -> Command {
+/// Returns `ssh` ready to run `script` in the login shell of `host`; with `agent`, the socket of an ssh-agent, by that one's keys alone.
+pub(crate) fn command(host: &Host, script: &str, agent: Option<&Path>) -> Command {
     let mut command = Command::new("ssh");
-    command.args(["-T", "-e", "none"]);
-    command.arg(if forward_agent { "-A" } else { "-a" });
+    command.args(["-T", "-e", "none", "-a"]);
+    if let Some(agent) = agent {
+        command.env("SSH_AUTH_SOCK", agent);
+        command.args(["-o", "IdentityAgent=SSH_AUTH_SOCK", "-o", "IdentityFile=none"]);
+    }
     for option in OPTIONS {
         command.args(["-o", option]);
     }
@@ -117,7 +121,7 @@ mod tests {
     #[test]
     fn a_host_cannot_become_an_option() {
         let host: Host = "ssh://dba@db1:2222".parse().unwrap();
-        let command = command(&host, "it's", false);
+        let command = command(&host, "it's", None);
         let arguments: Vec<_> = command.get_args().map(|a| a.to_str().unwrap()).collect();
         let end = arguments.iter().position(|argument| *argument == "--").unwrap();
         assert_eq!(arguments[end + 1..], ["dba@db1", r"exec sh -c 'it'\''s'"]);

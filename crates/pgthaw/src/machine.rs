@@ -1,6 +1,10 @@
 //! Another machine: the line for calls to it, made when it is first needed and again after it broke.
 
 use std::collections::BTreeMap;
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use pgthaw_link::{Carry, Host, Line, LineError, OpenLine, Purpose};
@@ -9,27 +13,13 @@ use tokio::net::UnixStream;
 
 use crate::attach::handing::Handed;
 use crate::offers::{OfferKey, Offers};
-
-/// How machines are reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Reaching {
-    /// Whether the program may be carried over.
-    pub carry: Carry,
-    /// Whether ssh forwards the caller's agent.
-    pub forward_agent: bool,
-}
-
-impl Default for Reaching {
-    fn default() -> Self {
-        Self { carry: Carry::IfMissing, forward_agent: false }
-    }
-}
+use crate::ssh_agent::SshAgent;
 
 /// How one machine is reached.
 #[derive(Debug)]
 enum Way {
-    /// By ssh.
-    Ssh(Host),
+    /// By ssh, with an ssh-agent of its own or the account's keys.
+    Ssh { host: Host, carry: Carry, agent: Option<Arc<SshAgent>> },
     /// By connections that whoever asks offers from there.
     Offered { key: OfferKey, offers: Arc<Offers> },
 }
@@ -39,17 +29,15 @@ enum Way {
 pub struct Machine {
     name: String,
     way: Way,
-    reaching: Reaching,
     line: tokio::sync::Mutex<Option<Line>>,
 }
 
 impl Machine {
-    /// The machine called `host`; nothing is connected yet.
-    pub fn new(host: Host, reaching: Reaching) -> Self {
+    /// The machine called `host`; nothing is connected yet. It is reached with the keys of `agent`, where there is one.
+    pub fn new(host: Host, carry: Carry, agent: Option<Arc<SshAgent>>) -> Self {
         Self {
             name: host.to_string(),
-            way: Way::Ssh(host),
-            reaching,
+            way: Way::Ssh { host, carry, agent },
             line: tokio::sync::Mutex::default(),
         }
     }
@@ -79,9 +67,9 @@ impl Machine {
     /// [`LineError`].
     pub async fn open(&self, purpose: &Purpose) -> Result<OpenLine, LineError> {
         match &self.way {
-            Way::Ssh(host) => {
-                let Reaching { carry, forward_agent } = self.reaching;
-                OpenLine::open(host, carry, forward_agent, purpose).await
+            Way::Ssh { host, carry, agent } => {
+                let agent = agent.as_ref().map(|agent| agent.socket());
+                OpenLine::open(host, *carry, agent, purpose).await
             }
             Way::Offered { key, offers } => {
                 let mut trouble = "nobody there receives the export".to_owned();
@@ -115,19 +103,39 @@ impl Machine {
     }
 }
 
+/// A machine that is reached by ssh, and the caller whose keys are used, if not the account's own.
+type SshKey = (Host, Option<OfferKey>);
+
 /// The machines in use, each once.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Machines {
-    reaching: Reaching,
+    carry: Carry,
+    /// Where ssh-agents of callers listen.
+    agents_directory: PathBuf,
     offers: Arc<Offers>,
-    hosts: Mutex<BTreeMap<Host, Weak<Machine>>>,
+    hosts: Mutex<BTreeMap<SshKey, Weak<Machine>>>,
     callers: Mutex<BTreeMap<OfferKey, Weak<Machine>>>,
+    agents: Mutex<BTreeMap<OfferKey, Weak<SshAgent>>>,
 }
 
 impl Machines {
-    /// None yet; how they will be reached.
-    pub fn new(reaching: Reaching) -> Self {
-        Self { reaching, ..Self::default() }
+    /// None yet. Makes the directory where forwarded ssh-agents listen, and empties it: nobody listens there any more.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn new(carry: Carry, agents_directory: &Path) -> io::Result<Self> {
+        DirBuilder::new().recursive(true).mode(0o700).create(agents_directory)?;
+        for entry in std::fs::read_dir(agents_directory)? {
+            std::fs::remove_file(entry?.path())?;
+        }
+        Ok(Self {
+            carry,
+            agents_directory: agents_directory.into(),
+            offers: Arc::default(),
+            hosts: Mutex::default(),
+            callers: Mutex::default(),
+            agents: Mutex::default(),
+        })
     }
 
     /// Where callers offer connections to their machines.
@@ -135,21 +143,48 @@ impl Machines {
         &self.offers
     }
 
-    /// The machine called `host`.
-    pub fn get(&self, host: &Host) -> Arc<Machine> {
-        once(&self.hosts, host, || Machine::new(host.clone(), self.reaching))
+    /// The machine called `host`, reached with the keys of `agent`, where there is one.
+    pub fn get(&self, host: &Host, agent: Option<&Arc<SshAgent>>) -> Arc<Machine> {
+        let key = (host.clone(), agent.map(|agent| agent.key().clone()));
+        once(&self.hosts, &key, || Machine::new(host.clone(), self.carry, agent.cloned()))
     }
 
     /// The machine of a caller, the account `uid` here.
     pub fn caller(&self, caller: &CallerMachine, uid: u32) -> Arc<Machine> {
-        let key = OfferKey { uid, caller: format!("{} {}", caller.name, caller.id) };
+        let key = OfferKey { uid, caller: offered_machine(caller) };
         once(&self.callers, &key, || Machine {
             name: caller.name.clone(),
             way: Way::Offered { key: key.clone(), offers: self.offers.clone() },
-            reaching: self.reaching,
             line: tokio::sync::Mutex::default(),
         })
     }
+
+    /// The ssh-agent of a caller, the account `uid` here.
+    ///
+    /// # Errors
+    /// When its socket cannot be made.
+    pub fn ssh_agent(&self, caller: &CallerMachine, uid: u32) -> io::Result<Arc<SshAgent>> {
+        let key = OfferKey { uid, caller: offered_ssh_agent(caller) };
+        let mut known = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|_, agent| agent.strong_count() > 0);
+        if let Some(agent) = known.get(&key).and_then(Weak::upgrade) {
+            return Ok(agent);
+        }
+        let agent =
+            Arc::new(SshAgent::listen(&self.agents_directory, self.offers.clone(), key.clone())?);
+        known.insert(key, Arc::downgrade(&agent));
+        Ok(agent)
+    }
+}
+
+/// What is said with a connection to a caller's machine.
+pub fn offered_machine(caller: &CallerMachine) -> String {
+    format!("machine {} {}", caller.name, caller.id)
+}
+
+/// What is said with a connection to a caller's ssh-agent.
+pub fn offered_ssh_agent(caller: &CallerMachine) -> String {
+    format!("ssh-agent {} {}", caller.name, caller.id)
 }
 
 /// The machine of this key: the one that is in use, or a new one.

@@ -19,6 +19,7 @@ mod recovery_line;
 mod rules;
 mod server;
 mod sizes;
+mod ssh_agent;
 mod wire;
 
 fn main() -> std::process::ExitCode {

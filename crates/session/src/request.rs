@@ -93,6 +93,9 @@ pub struct ExportRequest {
     /// The machine of whoever asks gets the dump, over connections that he makes; `target_host` is none then.
     #[serde(default)]
     pub target_caller: Option<CallerMachine>,
+    /// Other machines are reached with the keys in the ssh-agent of whoever asks, over connections that he makes, instead of the server's own.
+    #[serde(default)]
+    pub ssh_agent_of: Option<CallerMachine>,
     /// Who asked, where it was the server of a team.
     #[serde(default)]
     pub requester: Option<Requester>,

@@ -345,6 +345,7 @@ impl Session {
             backup: self.resolved.as_ref().map(|backup| backup.id.clone()),
             staging: self.request.staging.clone(),
             target_host: self.request.target_machine().cloned(),
+            ssh_keys_of: self.request.ssh_agent_of.as_ref().map(|caller| caller.name.clone()),
             user: self.request.requester.as_ref().map(|requester| requester.user.clone()),
             target: match self.request.target_machine() {
                 Some(host) => format!("{host}:{}", self.request.target.display()),

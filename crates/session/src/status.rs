@@ -116,6 +116,9 @@ pub struct Status {
     /// The machine where the backup is mounted, started and dumped; none for this one.
     #[serde(default)]
     pub staging: Option<String>,
+    /// Whose SSH keys reach other machines, `user@host`; none for those of the server's account.
+    #[serde(default)]
+    pub ssh_keys_of: Option<String>,
     /// The account that asked a team's server for it.
     #[serde(default)]
     pub user: Option<String>,
@@ -165,6 +168,7 @@ impl Status {
             staging: None,
             target_host: None,
             user: None,
+            ssh_keys_of: None,
             target: String::new(),
             recovery_lsn: None,
             bytes_done: 0,

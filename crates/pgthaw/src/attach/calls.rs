@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use http_body_util::{BodyExt, Full};
 use percent_encoding::percent_decode_str;
+use pgthaw_link::Carry;
 use pgthaw_session::session::Place;
 
 use super::Only;
@@ -20,7 +21,6 @@ use crate::cli::client::{Client, state_directory};
 use crate::configuration::Configuration;
 use crate::delivered::Delivered;
 use crate::http::{self, ClientError, NOT_LISTENING_HEADER, SOCKET_HEADER};
-use crate::machine::Reaching;
 use crate::server::agent_link::AgentLink;
 use crate::server::{self, site};
 use crate::wire::{
@@ -133,7 +133,7 @@ pub async fn server_socket() -> Result<PathBuf, ApiError> {
     if team.exists() {
         return Ok(team);
     }
-    Client::connect(None, Reaching::default()).await?;
+    Client::connect(None, Carry::IfMissing).await?;
     Ok(state_directory().join(server::SOCKET))
 }
 

@@ -269,6 +269,9 @@ pub struct WorkOptions {
     /// accounts of the options below are that machine's.
     #[arg(long, value_name = "HOST", value_parser = values::host)]
     pub staging: Option<pgthaw_link::Host>,
+    /// Let a server elsewhere reach other machines with the keys of this machine's ssh-agent, instead of its own
+    #[arg(long)]
+    pub forward_ssh_agent: bool,
     /// Keep the dump here until it is delivered; without it the roomier of /var/tmp and /tmp
     #[arg(long, value_name = "DIR", value_parser = values::path, value_hint = ValueHint::DirPath)]
     pub dump_dir: Option<PathBuf>,

@@ -10,13 +10,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use pgthaw_link::Carry;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::process::{Child, Command};
 
 use crate::configuration::ServerName;
 use crate::http::{self, Address, ClientError, EventStream};
-use crate::machine::{Machine, Reaching};
+use crate::machine::Machine;
 use crate::wire::ApiError;
 
 /// Name of the socket in the state directory.
@@ -144,7 +145,7 @@ impl Client {
     ///
     /// # Errors
     /// When none can be started or reached, or one of another version runs.
-    pub async fn connect(name: Option<&ServerName>, reaching: Reaching) -> Result<Self, ApiError> {
+    pub async fn connect(name: Option<&ServerName>, carry: Carry) -> Result<Self, ApiError> {
         let way = match name {
             None => Way::Own(private_state_directory().map_err(|err| ApiError {
                 message: err.to_string(),
@@ -154,7 +155,9 @@ impl Client {
                 usage: false,
             })?),
             Some(ServerName::Socket(socket)) => Way::Socket(socket.clone()),
-            Some(ServerName::Ssh(host)) => Way::Ssh(Arc::new(Machine::new(host.clone(), reaching))),
+            Some(ServerName::Ssh(host)) => {
+                Way::Ssh(Arc::new(Machine::new(host.clone(), carry, None)))
+            }
         };
         let client = Self { way };
         client.ensure_server().await?;

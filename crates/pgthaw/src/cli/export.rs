@@ -20,10 +20,10 @@ use crate::wire::{ApiError, LogLine, SessionCreated};
 /// `pgthaw export`.
 pub async fn export(arguments: &ExportArguments, surroundings: &Surroundings) -> Answer {
     let request = surroundings.export(&arguments.export)?;
-    if arguments.detach && request.target_caller.is_some() {
+    if arguments.detach && Offering::is_needed(&request) {
         return Err(super::usage(
-            "--detach leaves nobody here who receives the export",
-            "name a target that the server reaches by itself, as HOST:DIR",
+            "--detach leaves nobody here who receives the export or answers for the ssh-agent",
+            "name a target that the server reaches by itself, as HOST:DIR, and let it use its own keys",
         ));
     }
     let mut interrupts = Interrupts::notice()?;
@@ -31,7 +31,7 @@ pub async fn export(arguments: &ExportArguments, surroundings: &Surroundings) ->
     let begun = Timestamp::now();
     let create = async {
         let server = surroundings.server(Some(&arguments.export.repository));
-        let client = Client::connect(server, surroundings.reaching()).await?;
+        let client = Client::connect(server, surroundings.carry()).await?;
         let offering = Offering::for_request(&client, &request);
         let created: SessionCreated = client.post("/v1/sessions", &request).await?;
         Ok::<_, ApiError>((client, created.id, offering))

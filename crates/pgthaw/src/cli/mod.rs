@@ -89,7 +89,7 @@ async fn ask_server(command: Command, config: Option<&Path>) -> Answer {
     };
     let client = match id_of(&command) {
         Some(id) => client_of(id, &surroundings).await?,
-        None => Client::connect(surroundings.server(repository), surroundings.reaching()).await?,
+        None => Client::connect(surroundings.server(repository), surroundings.carry()).await?,
     };
     match command {
         Command::Retry(arguments) => {
@@ -149,7 +149,7 @@ async fn client_of(id: &str, surroundings: &Surroundings) -> Result<Client, ApiE
     let servers = surroundings.servers();
     let mut first = None;
     for server in &servers {
-        let client = Client::connect(*server, surroundings.reaching()).await;
+        let client = Client::connect(*server, surroundings.carry()).await;
         if servers.len() == 1 {
             return client;
         }
@@ -171,7 +171,7 @@ async fn sessions(arguments: &SessionsArguments, surroundings: &Surroundings) ->
     let mut code = ExitCode::SUCCESS;
     for server in surroundings.servers() {
         let asked = async {
-            let client = Client::connect(server, surroundings.reaching()).await?;
+            let client = Client::connect(server, surroundings.carry()).await?;
             client.get::<Vec<Status>>("/v1/sessions").await
         };
         match asked.await {

@@ -4,6 +4,7 @@ use std::io;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
+use pgthaw_link::Carry;
 use pgthaw_postgres::os_user::OsUser;
 use pgthaw_session::request::CallerMachine;
 use pgthaw_session::{ExportRequest, RecoveryChoice, RepositoryChoice};
@@ -12,7 +13,6 @@ use sha2::{Digest, Sha256};
 use super::arguments::{DumpOptions, ExportOptions, RepositoryOptions};
 use super::values::RepositoryName;
 use crate::configuration::{Configuration, NamedRepository, ServerName, resolve_name};
-use crate::machine::Reaching;
 use crate::wire::ApiError;
 
 /// Names the server that is asked.
@@ -31,6 +31,8 @@ pub struct Surroundings {
     pub configuration: Configuration,
     /// `$PGTHAW_SERVER`.
     pub server: Option<ServerName>,
+    /// Whether there is an ssh-agent.
+    pub has_ssh_agent: bool,
     /// This machine and account, as another machine's server calls them.
     pub own_name: CallerMachine,
 }
@@ -60,6 +62,8 @@ impl Surroundings {
             processors: u32::try_from(processors).unwrap_or(u32::MAX),
             configuration: Configuration::read(file)?,
             server,
+            has_ssh_agent: std::env::var_os("SSH_AUTH_SOCK")
+                .is_some_and(|socket| !socket.is_empty()),
             own_name: own_name(),
         })
     }
@@ -87,9 +91,32 @@ impl Surroundings {
         unique
     }
 
-    /// How other machines are reached.
-    pub fn reaching(&self) -> Reaching {
-        Reaching { carry: self.configuration.carry(), ..Reaching::default() }
+    /// Whether the program may be carried over to other machines.
+    pub fn carry(&self) -> Carry {
+        self.configuration.carry()
+    }
+
+    /// This machine, if its ssh-agent is to be used by a server `elsewhere`.
+    fn forwarded_agent(
+        &self,
+        asked: bool,
+        elsewhere: bool,
+    ) -> Result<Option<CallerMachine>, ApiError> {
+        let refused = |message: &str, hint: &str| {
+            Err(ApiError { message: message.into(), hint: Some(hint.into()), usage: true })
+        };
+        match (asked, elsewhere, self.has_ssh_agent) {
+            (false, _, _) => Ok(None),
+            (true, false, _) => refused(
+                "--forward-ssh-agent is for a server elsewhere",
+                "without one, other machines are reached with your own keys anyway",
+            ),
+            (true, true, false) => refused(
+                "there is no ssh-agent to forward: $SSH_AUTH_SOCK is not set",
+                "start one: `eval $(ssh-agent)`, then `ssh-add`",
+            ),
+            (true, true, true) => Ok(Some(self.own_name.clone())),
+        }
     }
 
     /// The configured repository of this name.
@@ -182,6 +209,7 @@ impl Surroundings {
             staging: staging.clone(),
             target_host: options.target.host.as_ref().map(ToString::to_string),
             target_caller: (here && server.is_some()).then(|| self.own_name.clone()),
+            ssh_agent_of: self.forwarded_agent(work.forward_ssh_agent, server.is_some())?,
             requester: None,
             target: match &options.target.host {
                 None => resolved(&self.absolute(&options.target.path)?),
@@ -294,16 +322,21 @@ mod tests {
             processors: 16,
             configuration: Configuration::default(),
             server: None,
+            has_ssh_agent: true,
             own_name: CallerMachine { name: "ann@laptop".into(), id: "1".into() },
         }
     }
 
     fn request(words: &[&str]) -> Result<ExportRequest, ApiError> {
+        asked(&surroundings(), words)
+    }
+
+    fn asked(surroundings: &Surroundings, words: &[&str]) -> Result<ExportRequest, ApiError> {
         let words = ["pgthaw", "export"].iter().chain(words).copied();
         let Command::Export(arguments) = Arguments::try_parse_from(words).unwrap().command else {
             unreachable!()
         };
-        surroundings().export(&arguments.export)
+        surroundings.export(&arguments.export)
     }
 
     #[test]
@@ -326,6 +359,7 @@ mod tests {
             staging: None,
             target_host: None,
             target_caller: None,
+            ssh_agent_of: None,
             requester: None,
             target: "/no/such/place/out".into(),
             replace: false,
@@ -430,6 +464,7 @@ mod tests {
             staging: Some("dba@db-stage".into()),
             target_host: Some("ssh://ops@files:2222".into()),
             target_caller: None,
+            ssh_agent_of: None,
             requester: None,
             target: "/no/such/out".into(),
             replace: true,
@@ -487,6 +522,31 @@ mod tests {
                 "{error:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_server_elsewhere_gets_names_and_delivers_here() {
+        let elsewhere =
+            Surroundings { server: Some("ssh://backup1".parse().unwrap()), ..surroundings() };
+        let line = ["prod", "-d", "crm", "--to", "monday"];
+        let got = asked(&elsewhere, &line).unwrap();
+        assert_eq!(
+            (got.repository.name.as_deref(), got.repository.path.as_os_str()),
+            (Some("prod"), "".as_ref())
+        );
+        assert_eq!(got.target_caller.as_ref(), Some(&elsewhere.own_name));
+        assert_eq!(got.target, Path::new("/no/such/place/monday"));
+        let path = asked(&elsewhere, &["./repo", "-d", "crm", "--to", "monday"]).unwrap_err();
+        assert!(path.message.contains("a directory of ssh://backup1"), "{path:?}");
+
+        let forward = [&line[..], &["--forward-ssh-agent"]].concat();
+        assert_eq!(
+            asked(&elsewhere, &forward).unwrap().ssh_agent_of,
+            Some(elsewhere.own_name.clone())
+        );
+        let without = Surroundings { has_ssh_agent: false, ..elsewhere };
+        assert!(asked(&without, &forward).unwrap_err().message.contains("SSH_AUTH_SOCK"));
+        assert!(asked(&surroundings(), &forward).unwrap_err().usage);
     }
 
     #[test]

@@ -28,6 +28,7 @@ pub fn status() -> Status {
         staging: None,
         target_host: None,
         user: None,
+        ssh_keys_of: None,
         target: "/srv/exports/monday".into(),
         recovery_lsn: Some("0/5000100".into()),
         bytes_done: 50_000_000,

@@ -30,7 +30,7 @@ use self::audit::Audit;
 use self::callers::Callers;
 use crate::cli::client::private_state_directory;
 use crate::configuration::Configuration;
-use crate::machine::Reaching;
+use crate::machine::Machines;
 use crate::{http, offers};
 
 /// How long a server that was started by a command stays without anything to do.
@@ -103,8 +103,8 @@ async fn serve(state: &Path, until_idle: bool, configuration: Configuration) -> 
     let configuration = Arc::new(configuration);
     let team = (!until_idle).then(|| team_socket(&configuration)).flatten();
     let audit = team.is_some().then(|| Audit::open(state)).transpose()?;
-    let reaching = Reaching { carry: configuration.carry(), ..Reaching::default() };
-    let service = recovery_service::RecoveryService::open(state, reaching, audit)?;
+    let machines = Machines::new(configuration.carry(), &state.join("ssh-agents"))?;
+    let service = recovery_service::RecoveryService::open(state, machines, audit)?;
     let activity = Arc::new(api::Activity::default());
     let callers = Arc::new(Callers::new(configuration.clone()));
     let own = (state.join(SOCKET), false);

@@ -31,7 +31,7 @@ use crate::agent::space::human_size;
 use crate::agent::{delivering, mounting};
 use crate::delivered::Delivered;
 use crate::http::ClientError;
-use crate::machine::{Machines, Reaching};
+use crate::machine::Machines;
 use crate::recovery_line::recovery_line;
 use crate::wire::{
     ApiError, Assignment, BackupFacts, CheckAnswer, CheckReport, CleanAnswer, CleanedObject,
@@ -77,12 +77,12 @@ impl RecoveryService {
     /// When the directory cannot be made.
     pub fn open(
         state_directory: &Path,
-        reaching: Reaching,
+        machines: Machines,
         audit: Option<Audit>,
     ) -> io::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             sessions: SessionsDirectory::open(state_directory)?,
-            machines: Machines::new(reaching),
+            machines,
             audit,
             active: Mutex::default(),
         }))
@@ -257,15 +257,18 @@ impl RecoveryService {
 
     /// The machines of a request.
     fn sites(&self, request: &ExportRequest) -> Result<Sites, ApiError> {
-        let target = match &request.target_caller {
-            Some(caller) => {
-                let own = rustix::process::geteuid().as_raw();
-                let uid = request.requester.as_ref().map_or(own, |requester| requester.uid);
-                Site::Far(self.machines.caller(caller, uid))
-            }
-            None => Site::named(request.target_host.as_deref(), &self.machines)?,
+        let own = rustix::process::geteuid().as_raw();
+        let uid = request.requester.as_ref().map_or(own, |requester| requester.uid);
+        let agent = match &request.ssh_agent_of {
+            Some(caller) => Some(self.machines.ssh_agent(caller, uid).map_err(|err| failed(&err))?),
+            None => None,
         };
-        Ok(Sites { staging: Site::named(request.staging.as_deref(), &self.machines)?, target })
+        let site = |host: Option<&str>| Site::named(host, &self.machines, agent.as_ref());
+        let target = match &request.target_caller {
+            Some(caller) => Site::Far(self.machines.caller(caller, uid)),
+            None => site(request.target_host.as_deref())?,
+        };
+        Ok(Sites { staging: site(request.staging.as_deref())?, target })
     }
 
     /// Looks into the export of a session: what there is to know for loading it.
@@ -855,6 +858,12 @@ async fn look_at_machines(
 fn whose_keys(request: &ExportRequest) -> Option<String> {
     request.requester.as_ref()?;
     request.staging.as_ref().or(request.target_host.as_ref())?;
+    if let Some(caller) = &request.ssh_agent_of {
+        return Some(format!(
+            "other machines are reached with the SSH keys of {}, by the forwarded ssh-agent",
+            caller.name
+        ));
+    }
     let uid = rustix::process::geteuid().as_raw().to_string();
     let user = OsUser::look_up(&uid).map_or(uid, |user| user.name);
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();

@@ -20,6 +20,7 @@ use crate::delivered::Delivered;
 use crate::http::{self, Address, ClientError};
 use crate::internal::{self, Child};
 use crate::machine::{Machine, Machines};
+use crate::ssh_agent::SshAgent;
 use crate::wire::{
     ApiError, Assignment, BackupFacts, CheckPart, CheckReport, CheckTask, Finding, PlaceTask,
     TargetTask, TargetUndone,
@@ -35,18 +36,22 @@ pub enum Site {
 }
 
 impl Site {
-    /// The machine called `host`, as a request or a journal names it.
+    /// The machine called `host`, as a request or a journal names it; reached with the keys of `agent`, where there is one.
     ///
     /// # Errors
     /// When that is no host's name.
-    pub fn named(host: Option<&str>, machines: &Machines) -> Result<Self, ApiError> {
+    pub fn named(
+        host: Option<&str>,
+        machines: &Machines,
+        agent: Option<&Arc<SshAgent>>,
+    ) -> Result<Self, ApiError> {
         let Some(host) = host else { return Ok(Self::Here) };
         let host: Host = host.parse().map_err(|err: pgthaw_link::BadHost| ApiError {
             message: err.to_string(),
             hint: None,
             usage: true,
         })?;
-        Ok(Self::Far(machines.get(&host)))
+        Ok(Self::Far(machines.get(&host, agent)))
     }
 
     /// Checks what `task` says can be done there.

@@ -110,6 +110,33 @@ fn a_killed_server_takes_its_sessions_up_again() {
     team.assert_delivered("laptop", "/home/ann/monday");
 }
 
+#[test]
+fn a_forwarded_agents_keys_reach_what_the_servers_do_not() {
+    if !possible() {
+        return;
+    }
+    let team = Team::new();
+    team.host("db-stage").refuse_key("dba", "dba@backup1");
+    let leftovers = team.leftovers();
+    let refused = team.start(&TO_LAPTOP).wait_with_output().unwrap();
+    let said = team.wants(1, &["export"], &refused).1;
+    assert!(said.contains("Permission denied"), "{said}");
+
+    let export = format!(
+        "ssh-add -q && PGTHAW_SERVER=ssh://backup1 pgthaw export prod -d crm -d sales --forward-ssh-agent {}",
+        TO_LAPTOP.join(" ")
+    );
+    let mut command = team.host("laptop").command("ann", "ssh-agent");
+    let output = command.args(["sh", "-c", &export]).output().unwrap();
+    team.wants(0, &["export"], &output);
+    team.assert_delivered("laptop", "/home/ann/monday");
+    let session = team.sessions().pop().unwrap();
+    assert_eq!(session["ssh_keys_of"], "ann@laptop");
+    let log = team.expect(0, "ann", &["log", session["id"].as_str().unwrap()]).0;
+    assert!(log.contains("SSH keys of ann@laptop"), "{log}");
+    assert_nothing_left(&leftovers, "a forwarded agent");
+}
+
 /// Sizes of all files below a directory.
 fn walk(directory: &std::path::Path) -> Vec<u64> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();

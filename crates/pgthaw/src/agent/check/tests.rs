@@ -97,6 +97,7 @@ fn task() -> CheckTask {
         staging: None,
         target_host: None,
         target_caller: None,
+        ssh_agent_of: None,
         requester: None,
         target: "/srv/monday".into(),
         replace: false,
