@@ -136,6 +136,9 @@ pub struct CheckReport {
     pub passed: Vec<String>,
     /// Errors and warnings.
     pub findings: Vec<Finding>,
+    /// The time on the machine that was checked, for whoever asked it from another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<Timestamp>,
 }
 
 impl CheckReport {

@@ -12,6 +12,7 @@ mod logind;
 
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
 use pgthaw_mover::TargetDirectory;
 use pgthaw_postgres::isolation::Isolation;
 use pgthaw_session::observed::Failure;
@@ -26,7 +27,7 @@ const STALL_LIMIT: u64 = 30 * 60;
 
 /// Checks whether this machine's part in the export of `task` can be done. Changes nothing.
 pub fn run(task: &CheckTask) -> CheckReport {
-    judge(&Environment::look(task), task)
+    CheckReport { clock: Some(Timestamp::now()), ..judge(&Environment::look(task), task) }
 }
 
 /// Returns the directories that have to be made for `path` to exist, the outermost first, itself last.

@@ -157,7 +157,7 @@ backup 20261122-011000F (full), ended 2026-11-22 01:10:44+01, PostgreSQL 15
 fn a_check_tells_errors_last() {
     let mut report = CheckReport {
         passed: vec!["PostgreSQL 15.18 in /usr/lib/postgresql/15/bin".into()],
-        findings: vec![],
+        ..CheckReport::default()
     };
     report.error("target `/o` is not empty", Some("name another directory".into()));
     report.warning("isolated by configuration only", None);

@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use pgthaw_link::{Host, OpenLine, Purpose};
 use pgthaw_session::observed::Failure;
 use pgthaw_session::session::Place;
@@ -25,6 +26,9 @@ use crate::wire::{
     ApiError, Assignment, BackupFacts, CheckPart, CheckReport, CheckTask, Finding, PlaceTask,
     TargetTask, TargetUndone,
 };
+
+/// Another machine's clock may be this far off without a word, seconds.
+const CLOCK_LIMIT: i64 = 30;
 
 /// A machine.
 #[derive(Debug, Clone)]
@@ -59,10 +63,17 @@ impl Site {
     /// # Errors
     /// When nothing can be checked.
     pub async fn check(&self, task: &CheckTask) -> Result<CheckReport, ApiError> {
-        match self {
-            Self::Here => check_here(task).await,
-            Self::Far(machine) => call(machine, "check", task).await,
+        let begun = Timestamp::now();
+        let mut report: CheckReport = match self {
+            Self::Here => check_here(task).await?,
+            Self::Far(machine) => call(machine, "check", task).await?,
+        };
+        if let Some(there) = report.clock.take()
+            && let Some(warning) = clock_warning(begun, Timestamp::now(), there)
+        {
+            report.findings.push(warning);
         }
+        Ok(report)
     }
 
     /// Chooses where a session works there; makes nothing.
@@ -365,6 +376,22 @@ impl Sites {
     }
 }
 
+/// Warns of a clock that said `there` when it was asked between `begun` and `ended`, and is far off. Nothing depends on it but the times
+/// in logs, which are hard to compare then.
+fn clock_warning(begun: Timestamp, ended: Timestamp, there: Timestamp) -> Option<Finding> {
+    let off = if there < begun { begun.duration_since(there) } else { there.duration_since(ended) };
+    let seconds = off.as_secs();
+    (seconds >= CLOCK_LIMIT).then(|| Finding {
+        error: false,
+        usage: false,
+        message: format!(
+            "the clock is {seconds} s {}",
+            if there < begun { "behind" } else { "ahead" }
+        ),
+        remedy: Some("let its time be synchronized, so that times in logs can be compared".into()),
+    })
+}
+
 fn target_task(session: &Session, everything: bool) -> TargetTask {
     TargetTask {
         session: session.id.clone(),
@@ -403,4 +430,20 @@ async fn call<T: DeserializeOwned>(
             ApiError::broken(err.to_string())
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_far_off_is_told() {
+        let at = |second: i64| Timestamp::from_second(1_000_000 + second).unwrap();
+        let warning = |there| clock_warning(at(0), at(5), at(there)).map(|found| found.message);
+        for fine in [-29, 0, 3, 5, 34] {
+            assert_eq!(warning(fine), None, "{fine}");
+        }
+        assert_eq!(warning(-30).as_deref(), Some("the clock is 30 s behind"));
+        assert_eq!(warning(65).as_deref(), Some("the clock is 60 s ahead"));
+    }
 }
