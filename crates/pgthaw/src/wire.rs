@@ -38,7 +38,7 @@ impl From<LineError> for ApiError {
 
 impl From<ApiError> for Failure {
     fn from(error: ApiError) -> Self {
-        Self { message: error.message, hint: error.hint }
+        Self { hint: error.hint, ..Self::new(error.message) }
     }
 }
 

@@ -3,6 +3,7 @@
 //! ```text
 //!          check ─→ start agent ─→ mount ─→ instance ─→ globals, dump + transfer per database ─→ seal ─→ gone ─→ succeeded
 //!  a failure, Ctrl-C ──────────────────────────────────────────────────────────→ gone, but what a retry re-uses ─→ failed
+//!  a failure that may pass by itself ──────────────────────────────────────────→ gone, but what a retry re-uses ─→ check, after a rest
 //!  cancel ─────────────────────────────────────────────────────────────────────→ gone, everything ─→ canceled
 //! ```
 //!
@@ -43,6 +44,8 @@ pub enum Action {
         /// Also the files in the target.
         everything: bool,
     },
+    /// Begin the next attempt after a rest: what ended this one may have passed by then.
+    BeginAgain,
     /// Write down that the session has reached this state.
     Finish(SessionState),
 }
@@ -98,6 +101,13 @@ pub fn decide(session: &Session, seen: &Observed) -> Action {
         (_, Some(_)) if !clean => Action::EnsureGone { everything: false },
         (_, Some(_)) => Action::Finish(SessionState::Succeeded),
         (Intent::GiveUp(_), None) if !clean => Action::EnsureGone { everything: false },
+        (Intent::GiveUp(failure), None)
+            if failure.passes
+                && seen.may_begin_again
+                && session.again < session.request.retries =>
+        {
+            Action::BeginAgain
+        }
         (Intent::GiveUp(_), None) => Action::Finish(SessionState::Failed),
         (Intent::Run, None) => forward(session, seen),
     }
@@ -111,7 +121,8 @@ fn forward(session: &Session, seen: &Observed) -> Action {
             _ if session.placed_in_this_attempt && seen.waiting.is_some() => Action::Wait,
             _ if session.placed_in_this_attempt => Action::GiveUp(
                 Failure::new("the session's agent process has died")
-                    .hint("`pgthaw retry` goes on from what was delivered"),
+                    .hint("`pgthaw retry` goes on from what was delivered")
+                    .passing(),
             ),
             _ if session.place.is_some() => Action::EnsureGone { everything: false }, // an earlier attempt's
             Progress::Absent => Action::Check,
@@ -155,6 +166,7 @@ fn dumps(session: &Session, agent: &AgentView, globals_run: bool) -> Action {
             &failed.iter().map(|d| d.selected.name.as_str()).collect::<Vec<_>>(),
             databases.len(),
             first.error.as_ref(),
+            failed.iter().all(|d| d.error.as_ref().is_some_and(|error| error.passes)),
         )),
         (None, Progress::Absent) => Action::Seal,
         (None, _) => Action::Wait,
@@ -162,11 +174,12 @@ fn dumps(session: &Session, agent: &AgentView, globals_run: bool) -> Action {
 }
 
 /// Each failed database tells its own reason; what to do about the first is said for all.
-fn partly(failed: &[&str], all: usize, first: Option<&Failure>) -> Failure {
+fn partly(failed: &[&str], all: usize, first: Option<&Failure>, passes: bool) -> Failure {
     let names = failed.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
     let databases = if all == 1 { "database" } else { "databases" };
     let hint = first.and_then(|failure| failure.hint.clone());
-    Failure { message: format!("{} of {all} {databases} failed: {names}", failed.len()), hint }
+    let message = format!("{} of {all} {databases} failed: {names}", failed.len());
+    Failure { message, hint, passes }
 }
 
 /// The first failure that ends the attempt: anything but a single database's.
@@ -193,6 +206,61 @@ pub fn step_of(action: &Action) -> Option<Step> {
         | Action::Wait
         | Action::StartAgent
         | Action::GiveUp(_)
+        | Action::BeginAgain
         | Action::Finish(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::session::Record;
+
+    fn session(entries: impl IntoIterator<Item = Entry>) -> Session {
+        let request = serde_json::json!({
+            "repository": { "path": "/backups" }, "databases": ["crm"], "target": "/srv/monday",
+            "jobs": 1, "globals": true, "role_passwords": true, "retries": 2,
+        });
+        let request = Box::new(serde_json::from_value(request).unwrap());
+        let begun = [Entry::Created { id: "s".into(), request }, Entry::Attempt { number: 1 }];
+        let records: Vec<Record> = begun
+            .into_iter()
+            .chain(entries)
+            .map(|entry| Record { at: Timestamp::UNIX_EPOCH, entry })
+            .collect();
+        Session::from_records(&records).unwrap()
+    }
+
+    #[test]
+    fn what_passes_by_itself_is_begun_again_so_many_times() {
+        let died = || Entry::GaveUp(Failure::new("the agent has died").passing());
+        let again = |number| [Entry::AgainByItself, Entry::Attempt { number }, died()];
+        let seen = Observed { may_begin_again: true, ..Observed::default() };
+        let once = session([died()]);
+        assert_eq!(decide(&once, &seen), Action::BeginAgain);
+        assert_eq!(decide(&once, &Observed::default()), Action::Finish(SessionState::Failed));
+        assert_eq!(
+            decide(&session([died()].into_iter().chain(again(2))), &seen),
+            Action::BeginAgain
+        );
+        let twice = || [died()].into_iter().chain(again(2)).chain(again(3));
+        assert_eq!(decide(&session(twice()), &seen), Action::Finish(SessionState::Failed));
+        // Somebody has looked at it meanwhile.
+        let retried = twice().chain([Entry::Attempt { number: 4 }, died()]);
+        assert_eq!(decide(&session(retried), &seen), Action::BeginAgain);
+    }
+
+    #[test]
+    fn what_needs_somebody_is_not() {
+        let seen = Observed { may_begin_again: true, ..Observed::default() };
+        let full = Entry::GaveUp(Failure::new("the target is full"));
+        assert_eq!(decide(&session([full.clone()]), &seen), Action::Finish(SessionState::Failed));
+        let died = Entry::GaveUp(Failure::new("the agent has died").passing());
+        let stopped = session([died.clone(), Entry::GaveUp(Failure::new("stopped by the user"))]);
+        assert_eq!(decide(&stopped, &seen), Action::Finish(SessionState::Failed));
+        let later = session([full, died]);
+        assert_eq!(decide(&later, &seen), Action::Finish(SessionState::Failed), "the first counts");
     }
 }

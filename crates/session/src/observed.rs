@@ -13,12 +13,21 @@ pub struct Failure {
     /// What the operator can do.
     #[serde(default)]
     pub hint: Option<String>,
+    /// Whether it may pass by itself, so that another attempt is worth it without anybody's doing: a process or a machine died, a machine is
+    /// away. Anything else (no room, no rights, a damaged backup) needs somebody.
+    #[serde(default)]
+    pub passes: bool,
 }
 
 impl Failure {
-    /// A failure without a hint.
+    /// A failure without a hint, that needs somebody.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), hint: None }
+        Self { message: message.into(), hint: None, passes: false }
+    }
+
+    /// The same failure, but it may pass by itself.
+    pub fn passing(self) -> Self {
+        Self { passes: true, ..self }
     }
 
     /// The same failure with what to do about it.
@@ -153,4 +162,6 @@ pub struct Observed {
     pub remains: bool,
     /// Why the session waits for a machine, while it does; it goes on by itself.
     pub waiting: Option<String>,
+    /// Whether there is time left for another attempt without anybody's doing.
+    pub may_begin_again: bool,
 }

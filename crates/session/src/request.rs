@@ -146,6 +146,35 @@ pub struct ExportRequest {
     /// Read and verify every file of the selected databases whole.
     #[serde(default)]
     pub verify_source: bool,
+    /// How many attempts in a row are begun without anybody's doing, where what ended the last one may pass by itself.
+    #[serde(default = "default_retries")]
+    pub retries: u32,
+    /// For how long, in seconds: also how long a machine is waited for that cannot be reached.
+    #[serde(default = "default_retry_for")]
+    pub retry_for: u64,
+    /// How long, in seconds, the session's processes on its machines go on without a word from the server; then they end and leave nothing.
+    #[serde(default = "default_lease")]
+    pub lease: u64,
+}
+
+/// `--retries` of one who says nothing.
+pub const DEFAULT_RETRIES: u32 = 3;
+/// `--retry-for` of one who says nothing, seconds.
+pub const DEFAULT_RETRY_FOR: u64 = 60 * 60;
+
+/// `--lease` of one who says nothing, seconds.
+pub const DEFAULT_LEASE: u64 = 24 * 60 * 60;
+
+fn default_lease() -> u64 {
+    DEFAULT_LEASE
+}
+
+fn default_retries() -> u32 {
+    DEFAULT_RETRIES
+}
+
+fn default_retry_for() -> u64 {
+    DEFAULT_RETRY_FOR
 }
 
 impl ExportRequest {

@@ -64,6 +64,8 @@ pub enum Entry {
     },
     /// The attempt ends here because of this; what runs is stopped.
     GaveUp(Failure),
+    /// The next attempt is begun without anybody's doing.
+    AgainByItself,
     /// The user wants everything undone.
     CancelAsked,
     /// Nothing of the session's last [`Place`] is left, but what a retry re-uses.
@@ -141,6 +143,10 @@ pub struct Session {
     pub request: ExportRequest,
     /// How often it was begun.
     pub attempts: u32,
+    /// How many of them in a row were begun without anybody's doing.
+    pub again: u32,
+    /// Whether the next one will be.
+    again_next: bool,
     /// The chosen backup.
     pub resolved: Option<ResolvedBackup>,
     /// Whether this attempt passed its checks.
@@ -181,6 +187,8 @@ impl Session {
             created_at: first.at,
             request: (**request).clone(),
             attempts: 0,
+            again: 0,
+            again_next: false,
             resolved: None,
             checked: false,
             place: None,
@@ -208,6 +216,7 @@ impl Session {
             Entry::Created { .. } => {}
             Entry::Attempt { number } => {
                 self.attempts = *number;
+                self.again = if std::mem::take(&mut self.again_next) { self.again + 1 } else { 0 };
                 self.checked = false;
                 self.placed_in_this_attempt = false;
                 self.intent = Intent::Run;
@@ -251,10 +260,17 @@ impl Session {
             }
             Entry::GaveUp(failure) => {
                 self.failure = Some(failure.clone());
-                if self.intent == Intent::Run {
+                // Whoever says stop while the next attempt is waited for gets it.
+                let open = match &self.intent {
+                    Intent::Run => true,
+                    Intent::GiveUp(earlier) => earlier.passes,
+                    Intent::Cancel => false,
+                };
+                if open {
                     self.intent = Intent::GiveUp(failure.clone());
                 }
             }
+            Entry::AgainByItself => self.again_next = true,
             Entry::CancelAsked if self.sealed.is_some() => self.state = SessionState::Running,
             Entry::CancelAsked => {
                 (self.intent, self.state) = (Intent::Cancel, SessionState::Canceling)

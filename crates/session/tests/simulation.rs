@@ -99,6 +99,7 @@ impl World {
                 agent: self.agent.clone(),
                 remains: false,
                 waiting: None,
+                may_begin_again: false,
             };
             for entry in facts(&self.session, &seen) {
                 self.note(entry);
@@ -204,6 +205,7 @@ impl World {
                 }
                 self.note(Entry::Cleaned);
             }
+            Action::BeginAgain => unreachable!("only where there is time left"),
             Action::Finish(state) => self.note(Entry::State(state)),
         }
         true
@@ -310,6 +312,7 @@ fn a_cancel_at_any_turn_leaves_nothing() {
                 agent: world.agent.clone(),
                 remains: false,
                 waiting: None,
+                may_begin_again: false,
             };
             facts(&world.session, &seen).into_iter().for_each(|entry| world.note(entry));
             let action = decide(&world.session, &seen);
@@ -349,6 +352,7 @@ fn one_failed_database_does_not_hold_back_the_others() {
             agent: world.agent.clone(),
             remains: false,
             waiting: None,
+            may_begin_again: false,
         };
         facts(&world.session, &seen).into_iter().for_each(|entry| world.note(entry));
         let action = decide(&world.session, &seen);

@@ -5,6 +5,7 @@
 //! name by one rename.
 
 use std::ops::ControlFlow;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -343,10 +344,13 @@ fn refuse_bad_end(
     output: &Path,
     end: Result<pgthaw_postgres::dump::DumpEnd, DumpError>,
 ) -> Result<(), Failure> {
-    let (reason, said) = match end {
+    let (reason, said, killed) = match end {
         Ok(end) if end.status.success() => return Ok(()),
-        Ok(end) => (end.reason(), end.messages.join("\n")),
-        Err(err) => (with_causes(&err), String::new()),
+        Ok(end) => {
+            let killed = end.status.signal() == Some(libc::SIGKILL);
+            (end.reason(), end.messages.join("\n"), killed)
+        }
+        Err(err) => (with_causes(&err), String::new(), false),
     };
     if let Some(failure) = agent.view.borrow().broken.clone() {
         return Err(failure); // pg_dump only met its consequence
@@ -359,7 +363,10 @@ fn refuse_bad_end(
     }
     let full = FULL.iter().find(|sign| said.contains(**sign) && !reason.contains(**sign));
     let reason = full.map_or(reason.clone(), |sign| format!("{reason}: {sign}"));
-    Err(dump_directory_failure(output.parent().unwrap_or(output), &reason))
+    let failure = dump_directory_failure(output.parent().unwrap_or(output), &reason);
+    // What pg_dump says of a worker that somebody killed (parallel.c).
+    let passes = killed || said.contains("a worker process died unexpectedly");
+    Err(Failure { passes: passes && full.is_none(), ..failure })
 }
 
 /// What the system says of a full disk.
@@ -383,5 +390,5 @@ fn open_source(directory: &Path) -> Result<Directory, Failure> {
 
 /// A mover's error for people.
 pub fn moving(err: MoveError) -> Failure {
-    Failure { message: with_causes(&err), hint: err.hint().map(Into::into) }
+    Failure { hint: err.hint().map(Into::into), ..Failure::new(with_causes(&err)) }
 }

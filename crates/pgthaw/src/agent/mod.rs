@@ -51,8 +51,6 @@ use crate::wire::{ApiError, Assignment};
 use mount_child::MountChild;
 use recovering::Running;
 
-/// How long an agent goes on without being asked anything.
-const LEASE: Duration = Duration::from_secs(24 * 60 * 60);
 /// Ending that takes longer than this is told in the agent's log.
 const SLOW: Duration = Duration::from_secs(3);
 /// How long `observe` waits for something newer.
@@ -261,18 +259,21 @@ async fn serve(agent: Arc<Agent>) -> io::Result<()> {
         .layer(DefaultBodyLimit::disable())
         .with_state(agent.clone());
     let mut is_gone = agent.gone.subscribe();
+    let lease = Duration::from_secs(agent.assignment.request.lease);
     let end = async move {
         loop {
-            let expiry = *lock(&agent.contact) + LEASE;
+            let expiry = *lock(&agent.contact) + lease;
             tokio::select! {
                 () = async { drop(is_gone.wait_for(|gone| *gone).await) } => {
                     tokio::time::sleep(Duration::from_millis(50)).await; // the answer to `gone` is on its way
                     return;
                 }
                 () = tokio::time::sleep_until(expiry) => {
-                    if *lock(&agent.contact) + LEASE <= tokio::time::Instant::now() {
-                        eprintln!("nobody has asked for {} hours: ending", LEASE.as_secs() / 3600);
+                    if *lock(&agent.contact) + lease <= tokio::time::Instant::now() {
+                        // Nobody may ever come who removes what is here.
                         agent.end_everything().await;
+                        let place = agent.assignment.place.clone();
+                        let _ = tokio::task::spawn_blocking(move || undo::undo_at(&place)).await;
                         return;
                     }
                 }

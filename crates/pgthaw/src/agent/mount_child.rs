@@ -80,14 +80,16 @@ impl MountChild {
             for line in BufReader::new(output).lines() {
                 match line.ok().and_then(|line| serde_json::from_str(&line).ok()) {
                     Some(MountEvent::Fault { message, hint }) => {
-                        tell(Told::Broken(Failure { message, hint }));
+                        tell(Told::Broken(Failure { hint, ..Failure::new(message) }));
                     }
                     Some(MountEvent::Reachable { waiting }) => tell(Told::Waiting(waiting)),
                     Some(event) => drop(sender.send(event)), // nobody waits for it any more
                     None => break,
                 }
             }
-            tell(Told::Broken(Failure::new("the process that serves the mount has ended")));
+            tell(Told::Broken(
+                Failure::new("the process that serves the mount has ended").passing(),
+            ));
         });
         let told = send(&mut input, &task).and_then(|()| input.write_all(map));
         let child = Self {
@@ -150,7 +152,7 @@ impl MountChild {
 
     fn ask(&self, command: &MountCommand, limit: Option<Duration>) -> Result<MountEvent, Failure> {
         let answers = lock(&self.answers);
-        let gone = || Failure::new("the process that serves the mount has ended");
+        let gone = || Failure::new("the process that serves the mount has ended").passing();
         send(&mut lock(&self.input), command).map_err(|_| gone())?;
         match limit {
             Some(limit) => {

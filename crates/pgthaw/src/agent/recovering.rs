@@ -1,6 +1,7 @@
 //! The verb `instance`: PostgreSQL on the mount, recovered, with everything found out that the dump needs.
 
 use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
 
 use axum::Json;
@@ -94,7 +95,7 @@ async fn recover(agent: Arc<Agent>) -> Result<InstanceReady, Failure> {
     let binaries = plan.binaries.clone();
     let facts = &agent.assignment.facts;
     let mut instance = Instance::start(plan)
-        .map_err(|err| Failure { hint: err.hint(), message: with_causes(&err) })?;
+        .map_err(|err| Failure { hint: err.hint(), ..Failure::new(with_causes(&err)) })?;
     let postmaster = crate::processes::Process::with_pid(instance.id().pid);
     if let Some(postmaster) = postmaster
         && let Err(err) =
@@ -133,7 +134,7 @@ async fn recover(agent: Arc<Agent>) -> Result<InstanceReady, Failure> {
     };
     let superuser = ensure_superuser(&mut instance, &candidates)
         .await
-        .map_err(|err| Failure { hint: err.hint(), message: with_causes(&err) })?;
+        .map_err(|err| Failure { hint: err.hint(), ..Failure::new(with_causes(&err)) })?;
     let endpoint = instance.endpoint(&superuser.name);
     let isolation = instance.isolation().describe();
     let inspected = inspect_all(&agent, &endpoint).await?;
@@ -165,12 +166,13 @@ async fn watch(agent: Arc<Agent>, mut instance: Instance) {
     };
     match ended {
         Some(ended) => {
+            // Killed by somebody else, most likely for its memory; a crash of its own would come again.
+            let killed = |status: &std::process::ExitStatus| status.signal() == Some(libc::SIGKILL);
+            let passes = ended.as_ref().is_ok_and(killed);
             let how = ended.map_or_else(|err| with_causes(&err), |status| status.to_string());
             let said = instance.failure();
-            agent.broken(Failure {
-                message: format!("PostgreSQL ended ({how}): {said}"),
-                hint: said.hint,
-            });
+            let message = format!("PostgreSQL ended ({how}): {said}");
+            agent.broken(Failure { message, hint: said.hint, passes });
         }
         None => {
             if let Err(err) = instance.stop(StopMode::Immediate).await {
@@ -186,7 +188,7 @@ fn plan(agent: &Agent) -> Result<InstancePlan, Failure> {
     let (request, facts) = (&assignment.request, &assignment.facts);
     let major: Major = facts.start.major.try_into().map_err(failed)?;
     let binaries = binaries::find(major, request.pg_bin.as_deref(), &agent.os_user)
-        .map_err(|err| Failure { hint: Some(err.hint()), message: with_causes(&err) })?;
+        .map_err(|err| Failure { hint: Some(err.hint()), ..Failure::new(with_causes(&err)) })?;
     let timeline = facts.start.timeline;
     let recovery = match (&assignment.recovery_end, request.recovery) {
         _ if !facts.start.archive_recovery => Recovery::None,
@@ -232,7 +234,7 @@ fn show(agent: &Agent, progress: &StartProgress) {
 /// A failed start is often the consequence of what the mount could not do: that is then the reason.
 fn start_failure(agent: &Agent, err: pgthaw_postgres::instance::InstanceError) -> Failure {
     let broken = agent.view.borrow().broken.clone();
-    broken.unwrap_or_else(|| Failure { hint: err.hint(), message: with_causes(&err) })
+    broken.unwrap_or_else(|| Failure { hint: err.hint(), ..Failure::new(with_causes(&err)) })
 }
 
 /// Where recovery ended, refused unless it is where it had to end.
@@ -240,7 +242,7 @@ fn recovery_end(agent: &Agent, instance: &Instance) -> Result<RecoveryEnd, Failu
     let facts = &agent.assignment.facts;
     let found = instance
         .recovery_end()
-        .map_err(|err| Failure { hint: err.hint(), message: with_causes(&err) })?;
+        .map_err(|err| Failure { hint: err.hint(), ..Failure::new(with_causes(&err)) })?;
     let end = RecoveryEnd {
         lsn: found.redo_done.map_or_else(|| facts.start.checkpoint.clone(), |lsn| lsn.to_string()),
         timeline: facts.start.timeline,

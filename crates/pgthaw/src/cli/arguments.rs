@@ -299,6 +299,18 @@ pub struct WorkOptions {
     /// Read and verify every file of the selected databases whole
     #[arg(long)]
     pub verify_source: bool,
+    /// Begin again by itself so many times when a process or a machine died; without it 3 times
+    ///
+    /// Each time it goes on from what was delivered, after a rest that grows from 2 seconds to a minute. What needs somebody (no room, no
+    /// rights, a damaged backup) is never tried again without `pgthaw retry`.
+    #[arg(long, value_name = "N")]
+    pub retries: Option<u32>,
+    /// Wait so long for a machine that cannot be reached, and begin again no later, for example 30min or 2h; without it 1h
+    #[arg(long, value_name = "TIME", value_parser = values::duration)]
+    pub retry_for: Option<std::time::Duration>,
+    /// End what runs on a machine, and leave nothing there, when pgthaw's server has not been heard of for so long; without it 1d
+    #[arg(long, value_name = "TIME", value_parser = values::lease)]
+    pub lease: Option<std::time::Duration>,
 }
 
 /// `pgthaw check`.

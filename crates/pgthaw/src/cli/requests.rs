@@ -3,10 +3,11 @@
 use std::io;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use pgthaw_link::Carry;
 use pgthaw_postgres::os_user::OsUser;
-use pgthaw_session::request::CallerMachine;
+use pgthaw_session::request::{CallerMachine, DEFAULT_LEASE, DEFAULT_RETRIES, DEFAULT_RETRY_FOR};
 use pgthaw_session::{ExportRequest, RecoveryChoice, RepositoryChoice};
 use sha2::{Digest, Sha256};
 
@@ -235,6 +236,9 @@ impl Surroundings {
             preload: work.preload.clone(),
             allow_damaged: work.allow_damaged,
             verify_source: work.verify_source,
+            retries: work.retries.unwrap_or(DEFAULT_RETRIES),
+            retry_for: seconds(work.retry_for, DEFAULT_RETRY_FOR),
+            lease: seconds(work.lease, DEFAULT_LEASE),
         })
     }
 }
@@ -278,6 +282,10 @@ fn resolved(path: &Path) -> PathBuf {
         }
     }
     path.into()
+}
+
+fn seconds(given: Option<Duration>, default: u64) -> u64 {
+    given.map_or(default, |given| given.as_secs())
 }
 
 fn without_repetitions(names: &[String]) -> Vec<String> {
@@ -378,6 +386,9 @@ mod tests {
             preload: vec![],
             allow_damaged: false,
             verify_source: false,
+            retries: 3,
+            retry_for: 3600,
+            lease: 86400,
         };
         assert_eq!(got, want);
     }
@@ -495,6 +506,9 @@ mod tests {
             preload: vec!["timescaledb".into(), "other".into()],
             allow_damaged: true,
             verify_source: true,
+            retries: 3,
+            retry_for: 3600,
+            lease: 86400,
         };
         assert_eq!(got, want);
     }

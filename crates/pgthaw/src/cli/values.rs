@@ -8,6 +8,9 @@ use std::path::PathBuf;
 /// The formats of repositories that are read, as `KIND:PATH` names them.
 pub const KINDS: [&str; 2] = ["pgbackrest", "basebackup"];
 
+/// The shortest lease.
+const LEASE_MIN: std::time::Duration = std::time::Duration::from_secs(30);
+
 /// The smallest cache, in bytes.
 const CACHE_MIN: u64 = 1 << 20;
 
@@ -90,6 +93,32 @@ pub fn size(text: &str) -> Result<u64, String> {
     }
 }
 
+/// Reads a length of time in seconds, or with a unit as PostgreSQL writes them: `90s`, `30min`, `2h`, `1d`.
+pub fn duration(text: &str) -> Result<std::time::Duration, String> {
+    let bad = || format!("`{text}` is no length of time: write it like 90s, 30min or 2h");
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit.trim() {
+        "" | "s" => 1,
+        "min" => 60,
+        "h" => 60 * 60,
+        "d" => 24 * 60 * 60,
+        _ => return Err(bad()),
+    };
+    let number: u64 = number.parse().map_err(|_| bad())?;
+    number.checked_mul(factor).map(std::time::Duration::from_secs).ok_or_else(bad)
+}
+
+/// Reads how long an agent goes on without its server: a server that is started again needs some seconds.
+pub fn lease(text: &str) -> Result<std::time::Duration, String> {
+    match duration(text)? {
+        lease if lease < LEASE_MIN => {
+            Err(format!("`{text}` is too short: at least 30s are needed"))
+        }
+        lease => Ok(lease),
+    }
+}
+
 /// Reads the size of a cache: one that cannot hold a few pages of several files at a time cannot work.
 pub fn cache_size(text: &str) -> Result<u64, String> {
     match size(text)? {
@@ -122,6 +151,17 @@ fn split_at_early_colon(text: &str) -> Option<(&str, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lengths_of_time_have_postgresqls_units() {
+        let cases = [("90", 90), ("90s", 90), ("30min", 1800), ("2 h", 7200), ("1d", 86400)];
+        for (text, seconds) in cases {
+            assert_eq!(duration(text).unwrap().as_secs(), seconds, "{text}");
+        }
+        for text in ["", "h", "5m", "-1", "99999999999999999999s"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn repositories_are_paths_or_kinds_with_paths() {

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use pgthaw_link::Purpose;
@@ -37,6 +38,10 @@ use crate::wire::{
     ApiError, Assignment, BackupFacts, CheckAnswer, CheckReport, CleanAnswer, CleanedObject,
     Finding, LogLine, TargetUndone,
 };
+
+/// Between two attempts or two tries to reach a machine, at first and at most.
+const FIRST_REST: Duration = Duration::from_secs(2);
+const LONGEST_REST: Duration = Duration::from_secs(60);
 
 /// What a user can say to a session at work.
 #[derive(Debug)]
@@ -385,6 +390,8 @@ impl RecoveryService {
             agent: None,
             reads: None,
             mover: None,
+            trying_since: None,
+            next_rest: FIRST_REST,
             commands: receiver,
             publish,
         };
@@ -464,6 +471,10 @@ struct Worker {
     reads: Option<Kept>,
     /// The connection between the two halves of the data mover, where the target is on another machine than the instance.
     mover: Option<Kept>,
+    /// Since when something is tried again and again.
+    trying_since: Option<Instant>,
+    /// How long the next rest in between is.
+    next_rest: Duration,
     commands: mpsc::UnboundedReceiver<Command>,
     publish: watch::Sender<Seen>,
 }
@@ -530,6 +541,7 @@ impl Worker {
             Action::Seal => return self.ask("seal").await,
             Action::GiveUp(failure) => self.give_up(failure)?,
             Action::EnsureGone { everything } => self.remove(everything).await?,
+            Action::BeginAgain => self.begin_again().await?,
             Action::Finish(state) => {
                 self.note(Entry::State(state))?;
                 self.show();
@@ -540,6 +552,9 @@ impl Worker {
     }
 
     async fn check(&mut self) -> Result<(), journal::JournalError> {
+        if let Some(failure) = self.reach().await? {
+            return if self.goes_on() { self.give_up(failure) } else { Ok(()) };
+        }
         let request = &self.session.request;
         match self.sites.target.sealed_before(&request.target, &self.session.id).await {
             Ok(None) => {}
@@ -683,6 +698,9 @@ impl Worker {
         }
         (self.agent, self.observed.agent, self.observed.waiting) = (None, None, None);
         (self.reads, self.mover) = (None, None);
+        if self.goes_on() {
+            self.reach().await?; // one that cannot be reached is told below
+        }
         let TargetUndone { failed: failures, sealed, kept } =
             self.sites.undo(&self.session, everything).await;
         for directory in kept {
@@ -718,14 +736,72 @@ impl Worker {
 
     fn obey(&mut self, command: Command) -> Result<(), journal::JournalError> {
         match command {
-            Command::Stop
-                if self.session.intent == Intent::Run && self.session.sealed.is_none() =>
-            {
+            Command::Stop if self.goes_on() && self.session.sealed.is_none() => {
                 self.give_up(Failure::new("stopped by the user"))
             }
             Command::Stop => Ok(()),
             Command::Cancel if self.session.sealed.is_none() => self.note(Entry::CancelAsked),
             Command::Cancel => Ok(()),
+        }
+    }
+
+    /// Whether the session is to be completed without anybody's doing, in this attempt or the next.
+    fn goes_on(&self) -> bool {
+        match &self.session.intent {
+            Intent::Run => true,
+            Intent::GiveUp(failure) => failure.passes,
+            Intent::Cancel => false,
+        }
+    }
+
+    /// Whether there is time left to wait for a machine, or to begin again.
+    fn has_time(&self) -> bool {
+        let limit = Duration::from_secs(self.session.request.retry_for);
+        self.trying_since.is_none_or(|since| since.elapsed() < limit)
+    }
+
+    /// Rests for a while, longer each time; the session shows `why` it waits. Ends early when the user says something.
+    async fn rest(&mut self, why: String) -> Result<(), journal::JournalError> {
+        self.trying_since.get_or_insert_with(Instant::now);
+        self.observed.waiting = Some(why);
+        self.show();
+        let rest = tokio::time::sleep(self.next_rest);
+        self.next_rest = (self.next_rest * 2).min(LONGEST_REST);
+        tokio::select! {
+            () = rest => {}
+            Some(command) = self.commands.recv() => self.obey(command)?,
+        }
+        self.observed.waiting = None;
+        Ok(())
+    }
+
+    /// Begins the next attempt after a rest.
+    async fn begin_again(&mut self) -> Result<(), journal::JournalError> {
+        let number = self.session.attempts + 1;
+        let (seconds, why) = (self.next_rest.as_secs(), self.session.failure.as_ref());
+        let why = why.map_or_else(String::new, ToString::to_string);
+        self.rest(format!("attempt {number} begins in {seconds} s: {why}")).await?;
+        if self.goes_on() {
+            self.note(Entry::AgainByItself)?;
+            self.note(Entry::Attempt { number })?;
+            (self.observed, self.facts) = (Observed::default(), None);
+        }
+        Ok(())
+    }
+
+    /// Waits until the session's machines can be reached, as long as there is time; returns why they cannot.
+    async fn reach(&mut self) -> Result<Option<Failure>, journal::JournalError> {
+        loop {
+            match self.sites.reach().await {
+                Ok(()) => {
+                    self.next_rest = FIRST_REST;
+                    return Ok(None);
+                }
+                Err(failure) if failure.passes && self.goes_on() && self.has_time() => {
+                    self.rest(failure.message).await?;
+                }
+                Err(failure) => return Ok(Some(failure)),
+            }
         }
     }
 
@@ -777,6 +853,7 @@ impl Worker {
     }
 
     fn look_at_agent(&mut self) {
+        self.observed.may_begin_again = self.has_time();
         let Some(Watch { view, trouble }) = &mut self.agent else { return };
         self.observed.agent = view.borrow_and_update().clone();
         let seen = self.observed.agent.as_ref();
@@ -930,7 +1007,10 @@ fn quoted(names: &[&str]) -> String {
 fn log_line(record: &Record) -> Option<LogLine> {
     let text = match &record.entry {
         Entry::Resolved(backup) => backup.recovery_line.clone(),
-        Entry::Attempt { number: 1 } | Entry::Cleaned | Entry::Created { .. } => return None,
+        Entry::Attempt { number: 1 }
+        | Entry::AgainByItself
+        | Entry::Cleaned
+        | Entry::Created { .. } => return None,
         Entry::Attempt { number } => format!("attempt {number}"),
         Entry::Checked => "checked: nothing refuses the export".into(),
         Entry::Placed(Place { work_directory, dump_directory, .. }) => {

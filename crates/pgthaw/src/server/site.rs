@@ -262,6 +262,20 @@ pub struct Sites {
 }
 
 impl Sites {
+    /// Makes the lines to both machines, where they are others.
+    ///
+    /// # Errors
+    /// When one of them cannot be reached.
+    pub async fn reach(&self) -> Result<(), Failure> {
+        for machine in [&self.staging, &self.target].into_iter().filter_map(Site::machine) {
+            if let Err(err) = machine.line().await {
+                let message = err.to_string();
+                return Err(Failure { hint: err.hint, passes: err.passes, message });
+            }
+        }
+        Ok(())
+    }
+
     /// Checks both machines side by side; everything that is found is reported, with the machine where it is another one.
     ///
     /// # Errors

@@ -59,6 +59,10 @@ impl Attack {
         let (leftovers, target) = (pgthaw.leftovers(), pgthaw.target("export"));
         let mut arguments = pgthaw.export_arguments(repository, databases, &target);
         arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
+        if !more.contains(&"--retries") {
+            // What was broken is to be seen, not to be made good in silence.
+            arguments.extend(["--retries".into(), "0".into()]);
+        }
         let errors = std::fs::File::create(pgthaw.scratch.join("cli.log")).unwrap();
         let cli = pgthaw
             .command(&arguments.iter().map(String::as_str).collect::<Vec<_>>())

@@ -205,8 +205,8 @@ fn dump_arguments(
 ) -> Result<(), Failure> {
     let request = &task.request;
     let refused = |err: &pgthaw_postgres::dump::ArgumentError| Failure {
-        message: err.to_string(),
         hint: err.hint().map(Into::into),
+        ..Failure::new(err.to_string())
     };
     let Some(programs) = programs else {
         return validate_user_arguments(&request.pg_dump_arguments).map_err(|err| refused(&err));
@@ -376,8 +376,10 @@ fn write_problem(path: &Path) -> Option<String> {
 impl Target {
     fn look(task: &CheckTask) -> Self {
         let path = &task.request.target;
-        let report = inspect(task)
-            .map_err(|err| Failure { message: said(&err), hint: err.hint().map(Into::into) });
+        let report = inspect(task).map_err(|err| Failure {
+            hint: err.hint().map(Into::into),
+            ..Failure::new(said(&err))
+        });
         let room = nearest_existing(path).and_then(|nearest| Room::at(nearest).ok());
         Self { real: resolved(path), report, room }
     }

@@ -116,6 +116,9 @@ fn task() -> CheckTask {
         preload: Vec::new(),
         allow_damaged: false,
         verify_source: false,
+        retries: 3,
+        retry_for: 3600,
+        lease: 86400,
     };
     let part = CheckPart::Everything;
     CheckTask { part, session: None, request, facts, delivered: Vec::new() }
