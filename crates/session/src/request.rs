@@ -86,6 +86,9 @@ pub struct ExportRequest {
     /// Where the session's private directory is made; without it `/var/tmp`.
     #[serde(default)]
     pub work_dir: Option<PathBuf>,
+    /// Seconds that a read or a delivery waits for a machine that cannot be reached, before the attempt fails.
+    #[serde(default = "default_stall_timeout")]
+    pub stall_timeout: u64,
     /// Bytes of decoded pages kept in memory.
     #[serde(default)]
     pub cache_size: Option<u64>,
@@ -107,6 +110,11 @@ pub struct ExportRequest {
     /// Read and verify every file of the selected databases whole.
     #[serde(default)]
     pub verify_source: bool,
+}
+
+/// Half an hour; for requests of a server that knew no other.
+fn default_stall_timeout() -> u64 {
+    30 * 60
 }
 
 impl ExportRequest {

@@ -269,6 +269,12 @@ pub struct WorkOptions {
     /// Make the session's private directory (mount, write layer, sockets) here instead of in /var/tmp
     #[arg(long, value_name = "DIR", value_parser = values::path, value_hint = ValueHint::DirPath)]
     pub work_dir: Option<PathBuf>,
+    /// Wait this long for a machine that cannot be reached, for example 90s, 30min or 2h, before the session fails
+    ///
+    /// As long as PostgreSQL waits for the repository, or delivery for the target, the session shows `waiting` and goes on by itself.
+    /// `pgthaw retry` goes on later.
+    #[arg(long, value_name = "TIME", value_parser = values::seconds, default_value = "30min")]
+    pub stall_timeout: u64,
     /// Keep this much decoded data in memory, for example 512MB; at least 1MB
     #[arg(long, value_name = "SIZE", value_parser = values::cache_size)]
     pub cache_size: Option<u64>,

@@ -10,6 +10,8 @@ pub const KINDS: [&str; 2] = ["pgbackrest", "basebackup"];
 
 /// The smallest cache, in bytes.
 const CACHE_MIN: u64 = 1 << 20;
+/// The longest time that can be waited for, in seconds.
+const TIME_MAX: u64 = 365 * 24 * 60 * 60;
 
 /// `REPO` as it was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,6 +100,25 @@ pub fn cache_size(text: &str) -> Result<u64, String> {
     }
 }
 
+/// Reads a time of at least one second, in seconds, with the units of PostgreSQL's configuration: s (or none), min, h and d.
+pub fn seconds(text: &str) -> Result<u64, String> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let unit = match unit.trim_start() {
+        "" | "s" => 1,
+        "min" => 60,
+        "h" => 60 * 60,
+        "d" => 24 * 60 * 60,
+        _ => 0, // no unit
+    };
+    let seconds = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
+    seconds.filter(|seconds| (1..=TIME_MAX).contains(seconds)).ok_or_else(|| {
+        format!(
+            "`{text}` is no time from 1s to 365d: write a number with s, min, h or d, as in 30min"
+        )
+    })
+}
+
 /// Reads a compression as pg_dump's `-Z` takes it: a level, or `METHOD[:DETAIL]`. Whether the backup's pg_dump knows the
 /// method is found out by the check.
 pub fn compression(text: &str) -> Result<String, String> {
@@ -122,6 +143,26 @@ fn split_at_early_colon(text: &str) -> Option<(&str, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_have_the_units_of_postgresql() {
+        let cases = [
+            ("90", Some(90)),
+            ("90s", Some(90)),
+            ("30min", Some(1800)),
+            ("2 h", Some(7200)),
+            ("1d", Some(86400)),
+            ("0", None),
+            ("366d", None),
+            ("30m", None),
+            ("min", None),
+            ("-1s", None),
+            ("99999999999999999999s", None),
+        ];
+        for (text, want) in cases {
+            assert_eq!(seconds(text).ok(), want, "{text}");
+        }
+    }
 
     #[test]
     fn repositories_are_paths_or_kinds_with_paths() {
