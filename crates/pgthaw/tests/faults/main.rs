@@ -2,6 +2,7 @@
 
 mod kills;
 mod lab;
+mod random;
 mod stops;
 #[path = "../support/mod.rs"]
 mod support;
