@@ -360,12 +360,19 @@ pub struct SessionsArguments {
 /// `pgthaw session`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Example:
-  pgthaw session 20261122-101112-kqvd")]
+Examples:
+  pgthaw session 20261122-101112-kqvd
+  pgthaw session 20261122-101112-kqvd --bundle report.json")]
 pub struct SessionArguments {
     /// The session's id, as `pgthaw sessions` shows it
     #[arg(value_name = "ID", value_parser = values::name)]
     pub id: String,
+    /// Write what helps to find the cause of a failure into this new file
+    ///
+    /// A JSON file with the session's journal, logs, versions and settings. It holds no secret and no rows, but names of machines, paths,
+    /// databases and tables: read it before you hand it on.
+    #[arg(long, value_name = "FILE", value_parser = values::path, value_hint = ValueHint::FilePath, conflicts_with = "output")]
+    pub bundle: Option<PathBuf>,
     /// How the result is printed.
     #[command(flatten)]
     pub output: OutputOption,

@@ -19,7 +19,7 @@ use crate::wire::ApiError;
 /// Name of the socket in the state directory.
 const SOCKET: &str = "server.sock";
 /// What a server that a command started says, in the state directory.
-const LOG: &str = "server.log";
+pub const SERVER_LOG: &str = "server.log";
 /// A log longer than this (bytes) begins anew with the next server.
 const LOG_MAX: u64 = 1 << 20;
 /// How long a server may take until it answers.
@@ -282,7 +282,7 @@ impl Client {
             ),
             usage: false,
         };
-        let log = self.state.join(LOG);
+        let log = self.state.join(SERVER_LOG);
         let mut append = OpenOptions::new();
         append.create(true).append(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
         let errors = append.open(&log).and_then(|file| {
@@ -301,7 +301,7 @@ impl Client {
     }
 
     fn not_started(&self, why: &str) -> ApiError {
-        let log = self.state.join(LOG);
+        let log = self.state.join(SERVER_LOG);
         let said = last_lines(&log, 5);
         ApiError {
             message: format!(

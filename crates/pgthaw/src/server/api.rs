@@ -71,6 +71,7 @@ pub fn router(service: Arc<RecoveryService>, activity: Arc<Activity>) -> axum::R
         .route("/v1/sessions/{id}/log", get(log))
         .route("/v1/sessions/{id}/events", get(events))
         .route("/v1/sessions/{id}/delivered", get(delivered))
+        .route("/v1/sessions/{id}/bundle", get(bundle))
         .route("/v1/sessions/{id}/retry", post(retry))
         .route("/v1/sessions/{id}/cancel", post(cancel))
         .route("/v1/sessions/{id}/stop", post(stop))
@@ -141,6 +142,13 @@ async fn delivered(
     Path(id): Path<String>,
 ) -> Result<Json<Delivered>, ApiError> {
     service.delivered(&id).await.map(Json)
+}
+
+async fn bundle(
+    State(service): Service,
+    Path(id): Path<String>,
+) -> Result<Json<serde_json::Value>, ApiError> {
+    service.bundle(&id).map(Json)
 }
 
 async fn retry(State(service): Service, Path(id): Path<String>) -> Result<Json<Status>, ApiError> {

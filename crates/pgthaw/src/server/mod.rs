@@ -6,6 +6,7 @@
 
 pub mod agent_link;
 mod api;
+mod bundle;
 mod kept;
 pub mod mount_service;
 mod mover;
