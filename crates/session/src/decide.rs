@@ -56,7 +56,7 @@ pub fn facts(session: &Session, seen: &Observed) -> Vec<Entry> {
     if seen.check == Progress::Done(()) && !session.checked {
         entries.push(Entry::Checked);
     }
-    let Some(agent) = &seen.agent else { return entries };
+    let Some(agent) = agent_of_this_attempt(session, seen) else { return entries };
     entries
         .extend(agent.messages.iter().skip(session.messages_of_agent).cloned().map(Entry::Message));
     if let Progress::Done(ready) = &agent.instance {
@@ -113,9 +113,15 @@ pub fn decide(session: &Session, seen: &Observed) -> Action {
     }
 }
 
+/// The agent that works for this attempt. One that outlived the end of an earlier attempt on a machine that was away tells of failures
+/// that are over: it is only to be removed.
+fn agent_of_this_attempt<'a>(session: &Session, seen: &'a Observed) -> Option<&'a AgentView> {
+    seen.agent.as_ref().filter(|_| session.placed_in_this_attempt)
+}
+
 /// The way to a complete export.
 fn forward(session: &Session, seen: &Observed) -> Action {
-    let Some(agent) = &seen.agent else {
+    let Some(agent) = agent_of_this_attempt(session, seen) else {
         return match &seen.check {
             // Nothing is known of it before its machine can be reached.
             _ if session.placed_in_this_attempt && seen.waiting.is_some() => Action::Wait,

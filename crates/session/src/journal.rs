@@ -3,9 +3,11 @@
 //! A record is one line: eight hex digits of the CRC-32 of the rest, a space, the record as JSON. Who works on a session holds
 //! a lock on its journal. A torn last record (one without its newline: the append was never acknowledged) is dropped and told;
 //! any other bad one refuses the session, because what followed from it can no longer be known.
+//!
+//! [`Journal`] is written against a [`JournalFile`], so that tests can lose what was not synced.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -17,11 +19,56 @@ use crate::session::{Entry, Record};
 /// Name of the journal in a session's directory.
 pub const FILE_NAME: &str = "journal";
 
+/// The file that a journal is kept in. What was appended may be lost, in part too, when the machine crashes, until
+/// [`JournalFile::sync`] has returned.
+pub trait JournalFile {
+    /// Takes the lock that only one process has; returns whether it was free. It ends with the process.
+    fn lock(&self) -> io::Result<bool>;
+    /// Everything that is in the file.
+    fn read(&mut self) -> io::Result<Vec<u8>>;
+    /// Writes behind everything that is in the file.
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
+    /// Cuts the file to so many bytes.
+    fn cut(&mut self, length: u64) -> io::Result<()>;
+    /// Returns once everything is on disk.
+    fn sync(&mut self) -> io::Result<()>;
+}
+
+/// A file that was opened for reading and appending.
+impl JournalFile for File {
+    fn lock(&self) -> io::Result<bool> {
+        match rustix::fs::flock(self, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(true),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn read(&mut self) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.rewind()?;
+        self.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.write_all(bytes)
+    }
+
+    fn cut(&mut self, length: u64) -> io::Result<()> {
+        self.set_len(length)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.sync_data()
+    }
+}
+
 /// A journal that this process may append to.
 #[derive(Debug)]
-pub struct Journal {
+pub struct Journal<F = File> {
     path: PathBuf,
-    file: File,
+    file: F,
 }
 
 /// What a journal holds.
@@ -73,14 +120,9 @@ impl Journal {
         let path = directory.join(FILE_NAME);
         let fail = |source| JournalError::Io { path: path.clone(), source };
         fs::DirBuilder::new().mode(0o700).create(directory).map_err(fail)?;
-        let file = OpenOptions::new()
-            .append(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(fail)?;
-        let journal = Self { path: path.clone(), file };
-        journal.lock()?;
+        let mut options = OpenOptions::new();
+        let file = options.read(true).append(true).create_new(true).mode(0o600).open(&path);
+        let (journal, _) = Self::take(&path, file.map_err(fail)?)?;
         for directory in [directory, directory.parent().unwrap_or(directory)] {
             File::open(directory).and_then(|directory| directory.sync_all()).map_err(fail)?;
         }
@@ -93,18 +135,28 @@ impl Journal {
     /// [`JournalError::Owned`] when another process holds it, [`JournalError::Damaged`] for a bad record that is not the last.
     pub fn open(directory: &Path) -> Result<(Self, Contents), JournalError> {
         let path = directory.join(FILE_NAME);
+        let file = OpenOptions::new().read(true).append(true).open(&path);
         let fail = |source| JournalError::Io { path: path.clone(), source };
-        let file = OpenOptions::new().read(true).append(true).open(&path).map_err(fail)?;
-        let mut journal = Self { path: path.clone(), file };
-        journal.lock()?;
-        let mut bytes = Vec::new();
-        journal.file.read_to_end(&mut bytes).map_err(fail)?;
-        let contents = parse(&path, &bytes)?;
-        if contents.torn.is_some() {
-            journal.file.set_len(contents.valid).map_err(fail)?;
-            journal.file.seek(SeekFrom::End(0)).map_err(fail)?;
+        Self::take(&path, file.map_err(fail)?)
+    }
+}
+
+impl<F: JournalFile> Journal<F> {
+    /// Locks and reads the journal in `file`, which messages call `path`; what was read is on disk. A torn last record is cut off.
+    ///
+    /// # Errors
+    /// [`JournalError::Owned`] when another process holds it, [`JournalError::Damaged`] for a bad record that is not the last.
+    pub fn take(path: &Path, mut file: F) -> Result<(Self, Contents), JournalError> {
+        let fail = |source| JournalError::Io { path: path.into(), source };
+        if !file.lock().map_err(fail)? {
+            return Err(JournalError::Owned { path: path.into() });
         }
-        Ok((journal, contents))
+        let contents = parse(path, &file.read().map_err(fail)?)?;
+        if contents.torn.is_some() {
+            file.cut(contents.valid).map_err(fail)?;
+        }
+        file.sync().map_err(fail)?; // what its last owner wrote is relied on from now on
+        Ok((Self { path: path.into(), file }, contents))
     }
 
     /// Appends `entry`, on disk when this returns.
@@ -114,19 +166,9 @@ impl Journal {
     pub fn append(&mut self, at: Timestamp, entry: Entry) -> Result<Record, JournalError> {
         let record = Record { at, entry };
         let line = line_of(&record);
-        let written = self.file.write_all(line.as_bytes()).and_then(|()| self.file.sync_data());
+        let written = self.file.append(line.as_bytes()).and_then(|()| self.file.sync());
         written.map_err(|source| JournalError::Io { path: self.path.clone(), source })?;
         Ok(record)
-    }
-
-    fn lock(&self) -> Result<(), JournalError> {
-        match rustix::fs::flock(&self.file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(()),
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                Err(JournalError::Owned { path: self.path.clone() })
-            }
-            Err(errno) => Err(JournalError::Io { path: self.path.clone(), source: errno.into() }),
-        }
     }
 }
 

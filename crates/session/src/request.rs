@@ -125,6 +125,9 @@ pub struct ExportRequest {
     /// Where the session's private directory is made; without it `/var/tmp`.
     #[serde(default)]
     pub work_dir: Option<PathBuf>,
+    /// Seconds that a read or a delivery waits for a machine that cannot be reached, before the attempt fails.
+    #[serde(default = "default_stall_timeout")]
+    pub stall_timeout: u64,
     /// Bytes of decoded pages kept in memory.
     #[serde(default)]
     pub cache_size: Option<u64>,
@@ -175,6 +178,11 @@ fn default_retries() -> u32 {
 
 fn default_retry_for() -> u64 {
     DEFAULT_RETRY_FOR
+}
+
+/// Half an hour; for requests of a server that knew no other.
+fn default_stall_timeout() -> u64 {
+    30 * 60
 }
 
 impl ExportRequest {

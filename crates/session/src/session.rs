@@ -215,6 +215,8 @@ impl Session {
         match entry {
             Entry::Created { .. } => {}
             Entry::Attempt { number } => {
+                // After a cancel that could not be carried through nobody knows what is still there.
+                let undone = self.intent == Intent::Cancel;
                 self.attempts = *number;
                 self.again = if std::mem::take(&mut self.again_next) { self.again + 1 } else { 0 };
                 self.checked = false;
@@ -225,8 +227,9 @@ impl Session {
                 self.step = Step::Check;
                 self.messages_of_agent = 0;
                 for database in self.databases.iter_mut().flatten() {
-                    if database.state == DatabaseState::Failed {
-                        (database.state, database.error) = (DatabaseState::Waiting, None);
+                    if database.state == DatabaseState::Failed || undone {
+                        database.state = DatabaseState::Waiting;
+                        (database.bytes, database.error) = (0, None);
                     }
                 }
             }

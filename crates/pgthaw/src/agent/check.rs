@@ -22,8 +22,6 @@ use crate::wire::{CheckPart, CheckReport, CheckTask};
 
 /// The block size that PostgreSQL is nearly always built with, and the only one that is read, in bytes.
 const BLOCK_SIZE: u32 = 8192;
-/// A repository may take this long to answer before a read fails, in seconds.
-const STALL_LIMIT: u64 = 30 * 60;
 
 /// Checks whether this machine's part in the export of `task` can be done. Changes nothing.
 pub fn run(task: &CheckTask) -> CheckReport {
@@ -50,7 +48,7 @@ fn judge(environment: &Environment, task: &CheckTask) -> CheckReport {
     }
     let chosen = databases::judge(&mut report, task);
     programs(&mut report, environment, task);
-    fuse(&mut report, &environment.fuse, environment.root);
+    fuse(&mut report, &environment.fuse, environment.root, task.request.stall_timeout);
     isolation(&mut report, &environment.isolation, environment.root);
     databases::locales(&mut report, &environment.locales, &chosen);
     directories::judge(&mut report, environment, task, &chosen);
@@ -101,7 +99,7 @@ fn programs(report: &mut CheckReport, environment: &Environment, task: &CheckTas
 }
 
 /// Whether this account may mount, and what the kernel does to those who wait for a mount.
-fn fuse(report: &mut CheckReport, fuse: &Fuse, root: bool) {
+fn fuse(report: &mut CheckReport, fuse: &Fuse, root: bool, stall_timeout: u64) {
     if let Err(failure) = &fuse.device {
         add_failure(report, failure);
     }
@@ -115,16 +113,15 @@ fn fuse(report: &mut CheckReport, fuse: &Fuse, root: bool) {
         let how = if root { "as root" } else { "with fusermount3" };
         report.passed.push(format!("FUSE can be used {how}"));
     }
-    let limits = (STALL_LIMIT / 60, |seconds: &u64| *seconds < STALL_LIMIT);
-    if let Some(seconds) = fuse.request_timeout.filter(limits.1) {
+    let is_shorter = |seconds: &u64| *seconds < stall_timeout;
+    if let Some(seconds) = fuse.request_timeout.filter(is_shorter) {
         let text = format!(
-            "the kernel gives up a mount after {seconds} s without an answer; a repository may need up to {} min",
-            limits.0
+            "the kernel gives up a mount after {seconds} s without an answer; a repository may need longer (--stall-timeout {stall_timeout} s)"
         );
         let remedy = "raise fs.fuse.default_request_timeout and fs.fuse.max_request_timeout, or set them to 0";
         report.warning(text, Some(remedy.into()));
     }
-    if let Some(seconds) = fuse.hung_task_panic.filter(limits.1) {
+    if let Some(seconds) = fuse.hung_task_panic.filter(is_shorter) {
         let text = format!(
             "the kernel panics when a process waits for {seconds} s (kernel.hung_task_panic), and a repository that does \
              not answer makes processes wait"

@@ -10,6 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pgthaw_mover::{
     Connection, EXPORT_JSON, RemoteOptions, RemoteStatus, RemoteTarget, SHA256SUMS, Target,
@@ -23,7 +24,6 @@ use tokio::sync::watch;
 use super::dumping::moving;
 use super::{Agent, lock};
 use crate::attach::handing::{Handed, take_over};
-use crate::internal::mount::STALL_LIMIT;
 use crate::wire::Assignment;
 
 /// The socket on which connections to the target arrive.
@@ -58,7 +58,8 @@ pub fn remote_target(
             view.version += 1;
         });
     };
-    let options = RemoteOptions { stall_limit: STALL_LIMIT, ..RemoteOptions::default() };
+    let stall_limit = Duration::from_secs(assignment.request.stall_timeout);
+    let options = RemoteOptions { stall_limit, ..RemoteOptions::default() };
     let target = Arc::new(RemoteTarget::new(options, on_change));
     let connected = target.clone();
     std::thread::spawn(move || {

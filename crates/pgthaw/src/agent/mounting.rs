@@ -66,6 +66,7 @@ fn mount(agent: &Arc<Agent>) -> Result<(), Failure> {
         cache_bytes: assignment.request.cache_size.unwrap_or_else(default_cache),
         timeline: assignment.facts.start.timeline,
         reads_socket: assignment.request.staging.is_some().then(|| reads_socket(place)),
+        stall_timeout: assignment.request.stall_timeout,
         map_bytes: 0,
     };
     let told = agent.clone();

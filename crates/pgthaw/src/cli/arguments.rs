@@ -278,6 +278,12 @@ pub struct WorkOptions {
     /// Make the session's private directory (mount, write layer, sockets) here instead of in /var/tmp
     #[arg(long, value_name = "DIR", value_parser = values::path, value_hint = ValueHint::DirPath)]
     pub work_dir: Option<PathBuf>,
+    /// Wait this long for a machine that cannot be reached, for example 90s, 30min or 2h, before the session fails
+    ///
+    /// As long as PostgreSQL waits for the repository, or delivery for the target, the session shows `waiting` and goes on by itself.
+    /// `pgthaw retry` goes on later.
+    #[arg(long, value_name = "TIME", value_parser = values::seconds, default_value = "30min")]
+    pub stall_timeout: u64,
     /// Keep this much decoded data in memory, for example 512MB; at least 1MB
     #[arg(long, value_name = "SIZE", value_parser = values::cache_size)]
     pub cache_size: Option<u64>,
@@ -306,11 +312,11 @@ pub struct WorkOptions {
     #[arg(long, value_name = "N")]
     pub retries: Option<u32>,
     /// Wait so long for a machine that cannot be reached, and begin again no later, for example 30min or 2h; without it 1h
-    #[arg(long, value_name = "TIME", value_parser = values::duration)]
-    pub retry_for: Option<std::time::Duration>,
+    #[arg(long, value_name = "TIME", value_parser = values::seconds)]
+    pub retry_for: Option<u64>,
     /// End what runs on a machine, and leave nothing there, when pgthaw's server has not been heard of for so long; without it 1d
     #[arg(long, value_name = "TIME", value_parser = values::lease)]
-    pub lease: Option<std::time::Duration>,
+    pub lease: Option<u64>,
 }
 
 /// `pgthaw check`.
@@ -375,12 +381,19 @@ pub struct SessionsArguments {
 /// `pgthaw session`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Example:
-  pgthaw session 20261122-101112-kqvd")]
+Examples:
+  pgthaw session 20261122-101112-kqvd
+  pgthaw session 20261122-101112-kqvd --bundle report.json")]
 pub struct SessionArguments {
     /// The session's id, as `pgthaw sessions` shows it
     #[arg(value_name = "ID", value_parser = values::name)]
     pub id: String,
+    /// Write what helps to find the cause of a failure into this new file
+    ///
+    /// A JSON file with the session's journal, logs, versions and settings. It holds no secret and no rows, but names of machines, paths,
+    /// databases and tables: read it before you hand it on.
+    #[arg(long, value_name = "FILE", value_parser = values::path, value_hint = ValueHint::FilePath, conflicts_with = "output")]
+    pub bundle: Option<PathBuf>,
     /// How the result is printed.
     #[command(flatten)]
     pub output: OutputOption,

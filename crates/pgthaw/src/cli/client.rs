@@ -23,7 +23,7 @@ use crate::wire::ApiError;
 /// Name of the socket in the state directory.
 const SOCKET: &str = "server.sock";
 /// What a server that a command started says, in the state directory.
-const LOG: &str = "server.log";
+pub const SERVER_LOG: &str = "server.log";
 /// A log longer than this (bytes) begins anew with the next server.
 const LOG_MAX: u64 = 1 << 20;
 /// How long a server may take until it answers.
@@ -326,7 +326,7 @@ fn start(state: &Path) -> Result<Child, ApiError> {
         hint: Some("pgthaw keeps its sessions there ($XDG_STATE_HOME names another place)".into()),
         usage: false,
     };
-    let log = state.join(LOG);
+    let log = state.join(SERVER_LOG);
     let mut append = OpenOptions::new();
     append.create(true).append(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
     let errors = append.open(&log).and_then(|file| {
@@ -345,7 +345,7 @@ fn start(state: &Path) -> Result<Child, ApiError> {
 }
 
 fn not_started(state: &Path, why: &str) -> ApiError {
-    let log = state.join(LOG);
+    let log = state.join(SERVER_LOG);
     let said = last_lines(&log, 5);
     ApiError {
         message: format!(

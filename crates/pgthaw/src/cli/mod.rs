@@ -20,6 +20,9 @@ mod terminal;
 mod text;
 mod values;
 
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -114,6 +117,9 @@ async fn ask_server(command: Command, config: Option<&Path>) -> Answer {
         Command::Attach(arguments) => export::attach(&client, &arguments, &surroundings).await,
         Command::Log(arguments) => log(&client, &arguments, &zone).await,
         Command::Session(arguments) => {
+            if let Some(file) = &arguments.bundle {
+                return bundle(&client, &arguments.id, file).await;
+            }
             let status: Status = client.get(&session_path(&arguments.id, "")).await?;
             match arguments.output.output {
                 Output::Text => terminal::print(&lists::session(&status, &zone))?,
@@ -319,6 +325,26 @@ async fn log(client: &Client, arguments: &LogArguments, zone: &TimeZone) -> Answ
         )?,
         Output::Json => terminal::print_json(&lines)?,
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn bundle(client: &Client, id: &str, file: &Path) -> Answer {
+    let bundle: serde_json::Value = client.get(&session_path(id, "/bundle")).await?;
+    let text = format!("{bundle:#}\n");
+    let mut options = OpenOptions::new();
+    let created = options.write(true).create_new(true).mode(0o600).open(file);
+    created.and_then(|mut created| created.write_all(text.as_bytes())).map_err(|err| {
+        let exists = err.kind() == io::ErrorKind::AlreadyExists;
+        ApiError {
+            message: format!("write `{}`: {err}", file.display()),
+            hint: exists.then(|| "name a file that is not there yet".into()),
+            usage: exists,
+        }
+    })?;
+    terminal::tell(&format!(
+        "`{}` names machines, paths, databases and tables: read it before you hand it on",
+        file.display()
+    ));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -3,7 +3,6 @@
 use std::io;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use pgthaw_link::Carry;
 use pgthaw_postgres::os_user::OsUser;
@@ -229,6 +228,7 @@ impl Surroundings {
             role_passwords: !dump.no_role_passwords,
             dump_dir: absolute(&work.dump_dir)?,
             work_dir: absolute(&work.work_dir)?,
+            stall_timeout: work.stall_timeout,
             cache_size: work.cache_size,
             pg_bin: absolute(&work.pg_bin)?,
             os_user: work.os_user.clone(),
@@ -237,8 +237,8 @@ impl Surroundings {
             allow_damaged: work.allow_damaged,
             verify_source: work.verify_source,
             retries: work.retries.unwrap_or(DEFAULT_RETRIES),
-            retry_for: seconds(work.retry_for, DEFAULT_RETRY_FOR),
-            lease: seconds(work.lease, DEFAULT_LEASE),
+            retry_for: work.retry_for.unwrap_or(DEFAULT_RETRY_FOR),
+            lease: work.lease.unwrap_or(DEFAULT_LEASE),
         })
     }
 }
@@ -282,10 +282,6 @@ fn resolved(path: &Path) -> PathBuf {
         }
     }
     path.into()
-}
-
-fn seconds(given: Option<Duration>, default: u64) -> u64 {
-    given.map_or(default, |given| given.as_secs())
 }
 
 fn without_repetitions(names: &[String]) -> Vec<String> {
@@ -379,6 +375,7 @@ mod tests {
             role_passwords: true,
             dump_dir: None,
             work_dir: None,
+            stall_timeout: 1800,
             cache_size: None,
             pg_bin: None,
             os_user: None,
@@ -431,6 +428,8 @@ mod tests {
             "/d",
             "--work-dir",
             "/w",
+            "--stall-timeout",
+            "2h",
             "--cache-size",
             "64MB",
             "--pg-bin",
@@ -499,6 +498,7 @@ mod tests {
             role_passwords: false,
             dump_dir: Some("/d".into()),
             work_dir: Some("/w".into()),
+            stall_timeout: 7200,
             cache_size: Some(64 << 20),
             pg_bin: Some("/usr/pgsql/bin".into()),
             os_user: Some("pg".into()),

@@ -8,11 +8,13 @@ use std::path::PathBuf;
 /// The formats of repositories that are read, as `KIND:PATH` names them.
 pub const KINDS: [&str; 2] = ["pgbackrest", "basebackup"];
 
-/// The shortest lease.
-const LEASE_MIN: std::time::Duration = std::time::Duration::from_secs(30);
+/// The shortest lease, in seconds.
+const LEASE_MIN: u64 = 30;
 
 /// The smallest cache, in bytes.
 const CACHE_MIN: u64 = 1 << 20;
+/// The longest time that can be waited for, in seconds.
+const TIME_MAX: u64 = 365 * 24 * 60 * 60;
 
 /// `REPO` as it was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,29 +95,11 @@ pub fn size(text: &str) -> Result<u64, String> {
     }
 }
 
-/// Reads a length of time in seconds, or with a unit as PostgreSQL writes them: `90s`, `30min`, `2h`, `1d`.
-pub fn duration(text: &str) -> Result<std::time::Duration, String> {
-    let bad = || format!("`{text}` is no length of time: write it like 90s, 30min or 2h");
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    let factor = match unit.trim() {
-        "" | "s" => 1,
-        "min" => 60,
-        "h" => 60 * 60,
-        "d" => 24 * 60 * 60,
-        _ => return Err(bad()),
-    };
-    let number: u64 = number.parse().map_err(|_| bad())?;
-    number.checked_mul(factor).map(std::time::Duration::from_secs).ok_or_else(bad)
-}
-
 /// Reads how long an agent goes on without its server: a server that is started again needs some seconds.
-pub fn lease(text: &str) -> Result<std::time::Duration, String> {
-    match duration(text)? {
-        lease if lease < LEASE_MIN => {
-            Err(format!("`{text}` is too short: at least 30s are needed"))
-        }
-        lease => Ok(lease),
+pub fn lease(text: &str) -> Result<u64, String> {
+    match seconds(text)? {
+        lease @ LEASE_MIN.. => Ok(lease),
+        _ => Err(format!("`{text}` is too short: at least 30s are needed")),
     }
 }
 
@@ -125,6 +109,25 @@ pub fn cache_size(text: &str) -> Result<u64, String> {
         bytes @ CACHE_MIN.. => Ok(bytes),
         _ => Err(format!("`{text}` is too small: at least 1MB is needed")),
     }
+}
+
+/// Reads a time of at least one second, in seconds, with the units of PostgreSQL's configuration: s (or none), min, h and d.
+pub fn seconds(text: &str) -> Result<u64, String> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let unit = match unit.trim_start() {
+        "" | "s" => 1,
+        "min" => 60,
+        "h" => 60 * 60,
+        "d" => 24 * 60 * 60,
+        _ => 0, // no unit
+    };
+    let seconds = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
+    seconds.filter(|seconds| (1..=TIME_MAX).contains(seconds)).ok_or_else(|| {
+        format!(
+            "`{text}` is no time from 1s to 365d: write a number with s, min, h or d, as in 30min"
+        )
+    })
 }
 
 /// Reads a compression as pg_dump's `-Z` takes it: a level, or `METHOD[:DETAIL]`. Whether the backup's pg_dump knows the
@@ -153,13 +156,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lengths_of_time_have_postgresqls_units() {
-        let cases = [("90", 90), ("90s", 90), ("30min", 1800), ("2 h", 7200), ("1d", 86400)];
-        for (text, seconds) in cases {
-            assert_eq!(duration(text).unwrap().as_secs(), seconds, "{text}");
-        }
-        for text in ["", "h", "5m", "-1", "99999999999999999999s"] {
-            assert!(duration(text).is_err(), "{text}");
+    fn times_have_the_units_of_postgresql() {
+        let cases = [
+            ("90", Some(90)),
+            ("90s", Some(90)),
+            ("30min", Some(1800)),
+            ("2 h", Some(7200)),
+            ("1d", Some(86400)),
+            ("0", None),
+            ("366d", None),
+            ("30m", None),
+            ("min", None),
+            ("-1s", None),
+            ("99999999999999999999s", None),
+        ];
+        for (text, want) in cases {
+            assert_eq!(seconds(text).ok(), want, "{text}");
         }
     }
 

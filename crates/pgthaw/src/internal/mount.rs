@@ -33,9 +33,6 @@ const FUSE_THREADS: usize = 4;
 /// Threads that decode.
 const POOL_THREADS: usize = 4;
 
-/// How long a read may wait for a repository that cannot be reached.
-pub const STALL_LIMIT: Duration = Duration::from_secs(30 * 60);
-
 /// What to serve.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct MountTask {
@@ -53,6 +50,8 @@ pub struct MountTask {
     pub timeline: u32,
     /// The Unix socket on which connections for reads arrive, where the repository is on another machine.
     pub reads_socket: Option<PathBuf>,
+    /// Seconds that a read waits for a repository that cannot be reached.
+    pub stall_timeout: u64,
     /// Bytes of the map that follow.
     pub map_bytes: u64,
 }
@@ -180,7 +179,7 @@ fn serve() -> io::Result<()> {
         source.map.files.iter().map(|file| database_of(file.path.as_str()).unwrap_or(0)).collect();
     let store: Arc<dyn ObjectStore> = match &task.reads_socket {
         None => Arc::new(LocalStore::open(source.objects)?),
-        Some(socket) => remote_store(socket, events.clone())?,
+        Some(socket) => remote_store(socket, task.stall_timeout, events.clone())?,
     };
     let reader = Arc::new(Reader::new(store, source.map.files, task.cache_bytes));
     let (uid, gid) = task.owner;
@@ -231,7 +230,11 @@ fn serve() -> io::Result<()> {
 }
 
 /// Objects of a repository on another machine: whoever connects to `socket` hands a connection over.
-fn remote_store(socket: &Path, events: Arc<Events>) -> io::Result<Arc<RemoteStore>> {
+fn remote_store(
+    socket: &Path,
+    stall_timeout: u64,
+    events: Arc<Events>,
+) -> io::Result<Arc<RemoteStore>> {
     let listener = UnixListener::bind(socket)?;
     std::fs::set_permissions(socket, PermissionsExt::from_mode(0o600))?;
     let on_change = move |status: &LinkStatus| {
@@ -243,7 +246,8 @@ fn remote_store(socket: &Path, events: Arc<Events>) -> io::Result<Arc<RemoteStor
         });
         events.send(&MountEvent::Reachable { waiting });
     };
-    let store = Arc::new(RemoteStore::new(RemoteOptions::new(STALL_LIMIT), on_change));
+    let options = RemoteOptions::new(Duration::from_secs(stall_timeout));
+    let store = Arc::new(RemoteStore::new(options, on_change));
     let connected = store.clone();
     thread::spawn(move || {
         for holder in listener.incoming().flatten() {

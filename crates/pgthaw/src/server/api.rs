@@ -88,6 +88,7 @@ pub fn router(service: Arc<RecoveryService>, activity: Arc<Activity>, door: Door
         .route("/v1/sessions/{id}/log", get(log))
         .route("/v1/sessions/{id}/events", get(events))
         .route("/v1/sessions/{id}/delivered", get(delivered))
+        .route("/v1/sessions/{id}/bundle", get(bundle))
         .route("/v1/sessions/{id}/retry", post(retry))
         .route("/v1/sessions/{id}/cancel", post(cancel))
         .route("/v1/sessions/{id}/stop", post(stop))
@@ -293,6 +294,15 @@ fn audited(service: &RecoveryService, caller: &Caller, action: &str, status: &St
     if let (Some(audit), true) = (service.audit(), caller.team) {
         audit.session(&caller.account, action, status);
     }
+}
+
+async fn bundle(
+    State(service): Service,
+    Extension(caller): Who,
+    Path(id): Path<String>,
+) -> Result<Json<serde_json::Value>, ApiError> {
+    own(&service, &caller, &id)?;
+    service.bundle(&id).map(Json)
 }
 
 async fn retry(

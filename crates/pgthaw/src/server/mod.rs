@@ -7,6 +7,7 @@
 pub mod agent_link;
 mod api;
 mod audit;
+mod bundle;
 pub mod callers;
 mod kept;
 pub mod mount_service;

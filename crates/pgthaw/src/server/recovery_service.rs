@@ -27,7 +27,7 @@ use super::audit::Audit;
 use super::kept::Kept;
 use super::sessions::SessionsDirectory;
 use super::site::{Site, Sites};
-use super::{mount_service, mover, reads};
+use super::{bundle, mount_service, mover, reads};
 use crate::agent::space::human_size;
 use crate::agent::{delivering, mounting};
 use crate::delivered::Delivered;
@@ -285,6 +285,18 @@ impl RecoveryService {
         let databases = status.databases.iter().map(|database| database.name.clone()).collect();
         let request = self.stored(id)?.0.request;
         self.sites(&request)?.target.delivered(&request.target, databases).await
+    }
+
+    /// Puts together what helps to find the cause of a failure, also of a session whose journal is damaged.
+    ///
+    /// # Errors
+    /// When there is no session of this id.
+    pub fn bundle(&self, id: &str) -> Result<serde_json::Value, ApiError> {
+        let known = self.sessions.ids().is_ok_and(|ids| ids.iter().any(|known| known == id));
+        match known {
+            true => Ok(bundle::put_together(self.sessions.state(), &self.sessions.of(id))),
+            false => Err(no_such(id)),
+        }
     }
 
     /// Removes what sessions that are not at work have left, or says what that would be.

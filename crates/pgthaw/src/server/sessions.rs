@@ -10,6 +10,7 @@ use pgthaw_session::journal::{self, Contents, Journal, JournalError};
 /// The directory of all sessions of this server.
 #[derive(Debug, Clone)]
 pub struct SessionsDirectory {
+    state: PathBuf,
     path: PathBuf,
 }
 
@@ -21,7 +22,12 @@ impl SessionsDirectory {
     pub fn open(state_directory: &Path) -> io::Result<Self> {
         let path = state_directory.join("sessions");
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
-        Ok(Self { path })
+        Ok(Self { state: state_directory.into(), path })
+    }
+
+    /// The server's state directory.
+    pub fn state(&self) -> &Path {
+        &self.state
     }
 
     /// The directory of session `id`.

@@ -3,6 +3,7 @@
 mod again;
 mod kills;
 mod lab;
+mod random;
 mod stops;
 #[path = "../support/mod.rs"]
 mod support;

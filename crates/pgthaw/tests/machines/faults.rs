@@ -48,6 +48,38 @@ fn a_link_that_is_cut_is_waited_for() {
     }
 }
 
+/// With `--stall-timeout` the wait has an end: the session fails by name, and a retry completes it.
+#[test]
+fn a_machine_that_is_away_for_too_long_fails_the_session() {
+    if !possible() {
+        return;
+    }
+    let machines = Machines::new();
+    for (host, step, words) in
+        [("staging", "recover", "could not be read"), ("target", "dump", "could not be reached")]
+    {
+        let case = format!("{host} away at {step}");
+        let leftovers = machines.leftovers();
+        let export = machines.start(&["--stall-timeout", "4s"]);
+        machines.wait_for_step(step);
+        machines.wait_until("reads", || !machines.processes("staging", "postgres: ").is_empty());
+        machines.lab.cut("mount", host);
+        // The agent of a staging server that is away tells of its failure once it is back.
+        let away = if host == "staging" { 10 } else { CUT.as_secs() };
+        std::thread::sleep(Duration::from_secs(away));
+        machines.lab.mend("mount", host);
+        machines.ended(export, 1);
+        let session = machines.session();
+        assert_eq!(session["state"], "failed", "{case}: {session}");
+        let errors = session["databases"].as_array().into_iter().flatten().map(|d| &d["error"]);
+        let errors: Vec<_> = errors.chain([&session["error"]]).filter_map(|e| e.as_str()).collect();
+        assert!(errors.iter().any(|error| error.contains(words)), "{case}: {session}");
+        machines.expect(0, &["retry", session["id"].as_str().unwrap()]);
+        machines.assert_delivered();
+        assert_nothing_left(&leftovers, &case);
+    }
+}
+
 /// One process after the other, at the step in which it works.
 #[test]
 fn processes_on_every_machine_are_killed() {

@@ -109,6 +109,7 @@ fn task() -> CheckTask {
         role_passwords: true,
         dump_dir: None,
         work_dir: None,
+        stall_timeout: 1800,
         cache_size: None,
         pg_bin: None,
         os_user: None,
@@ -443,6 +444,13 @@ fn judges_the_kernel() {
             Warning("after 60 s without an answer"),
         ),
         ("long timeout", |e, _| e.fuse.request_timeout = Some(1800), Passed("FUSE")),
+        (
+            "timeout shorter than asked for",
+            |e, task| {
+                (e.fuse.request_timeout, task.request.stall_timeout) = (Some(1800), 7200);
+            },
+            Warning("--stall-timeout 7200 s"),
+        ),
         ("panic", |e, _| e.fuse.hung_task_panic = Some(120), Warning("waits for 120 s")),
         (
             "settings only",
