@@ -8,8 +8,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -644,11 +644,28 @@ fn a_call_waits_for_a_connection_and_not_for_ever() {
     });
     assert!(target.status().connected);
     lab.assert_arrived();
+    assert!(changes.load(Ordering::SeqCst) <= 1, "waits shorter than a heartbeat are not told");
 
     // Another one takes its place.
     target.connect(Connection::of_unix(lab.serve().0).unwrap());
     target.keep_note("crm", "over the second").unwrap();
     assert!(changes.load(Ordering::SeqCst) >= 2);
+}
+
+#[test]
+fn who_waits_for_the_first_connection_is_told() {
+    let lab = Lab::new();
+    lab.write("1.dat", b"content");
+    let (tell, told) = mpsc::channel();
+    let target = RemoteTarget::new(options(), move |status| tell.send(status.clone()).unwrap());
+    thread::scope(|threads| {
+        let waiting = threads.spawn(|| lab.deliver(&target, Reuse::IfEqual));
+        let status = told.recv_timeout(LIMIT).unwrap();
+        assert!(!status.connected && status.reason.as_deref() == Some("not yet connected"));
+        target.connect(Connection::of_unix(lab.serve().0).unwrap());
+        assert!(told.recv_timeout(LIMIT).unwrap().connected);
+        waiting.join().unwrap().unwrap();
+    });
 }
 
 #[test]

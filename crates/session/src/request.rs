@@ -37,6 +37,20 @@ pub enum RecoveryChoice {
     Latest,
 }
 
+/// How a dump travels to another machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoverChoice {
+    /// The ports, first and last, that a data mover may listen on so that the two halves connect directly; none: never directly.
+    pub ports: Option<(u16, u16)>,
+}
+
+impl Default for MoverChoice {
+    /// Ports 47000 to 47099.
+    fn default() -> Self {
+        Self { ports: Some((47000, 47099)) }
+    }
+}
+
 /// One export, as asked for. Paths are absolute.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExportRequest {
@@ -107,6 +121,9 @@ pub struct ExportRequest {
     /// Read and verify every file of the selected databases whole.
     #[serde(default)]
     pub verify_source: bool,
+    /// How the dump travels, where the target is on another machine than the instance.
+    #[serde(default)]
+    pub mover: MoverChoice,
 }
 
 impl ExportRequest {

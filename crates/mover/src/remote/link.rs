@@ -44,7 +44,7 @@ pub(super) struct Link<S, R> {
     outgoing: Queue<(S, Vec<u8>)>,
     ended: Mutex<Option<String>>,
     woken: Condvar,
-    close: Box<dyn Fn() + Send + Sync>,
+    close: Arc<dyn Fn() + Send + Sync>,
     begun: Instant,
     /// Milliseconds after `begun` at which the read that is being waited for began.
     reading_since: AtomicU64,

@@ -7,6 +7,7 @@
 //! | calls   | [`calls`] | HTTP/2: what [`crate::server::site`] asks of this machine; requests for a session's agent are passed on |
 //! | receive | here | the receiving half of a data mover works in the target directory |
 //! | socket  | [`handing`] | the connection itself is handed to whoever listens on a socket of the session |
+//! | meet    | here | a data mover's half tries whether it can connect to the other one |
 //!
 //! Nothing of a session depends on this process: agents are detached from it.
 
@@ -15,6 +16,7 @@ pub mod handing;
 
 use std::fs::File;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::process::ExitCode;
 
@@ -22,7 +24,7 @@ use pgthaw_link::{
     GreetingError, PROTOCOL, Purpose, Welcome, own_build, remove_if_unused, serve_calls,
     welcome_and_greet,
 };
-use pgthaw_mover::{Connection, Heartbeat, MoveError, receive};
+use pgthaw_mover::{Heartbeat, Met, MoveError, meet, receive};
 use tokio::net::unix::pipe;
 
 use crate::agent::delivering;
@@ -89,6 +91,7 @@ async fn serve(only: Option<Only>) -> Result<(), GreetingError> {
         user: user.map_or_else(|_| uid.to_string(), |user| user.name),
         uid,
         only: only.map(|only| only.name().to_owned()),
+        address: std::env::var("SSH_CONNECTION").ok().and_then(|ends| own_address(&ends)),
     };
     // Unbuffered: whoever gets the connection after the greetings must get every byte of it.
     let (mut input, mut output) = standard_streams()?;
@@ -114,7 +117,18 @@ async fn serve(only: Option<Only>) -> Result<(), GreetingError> {
             received.await.map_err(io::Error::other)??;
             Ok(())
         }
+        Purpose::Meet => {
+            let (input, output) = (input.into_blocking_fd()?, output.into_blocking_fd()?);
+            let met = tokio::task::spawn_blocking(move || meet(input.into(), output.into(), || {}));
+            met.await.map_err(io::Error::other)??;
+            Ok(())
+        }
     }
+}
+
+/// This machine's address in `SSH_CONNECTION`, which sshd sets: client's address and port, server's address and port.
+fn own_address(ends: &str) -> Option<IpAddr> {
+    ends.split(' ').nth(2)?.parse().ok()
 }
 
 /// Runs the receiving half of a data mover: it keeps nothing in memory that matters, and ends with its connection.
@@ -125,7 +139,10 @@ fn receive_export(
     input: OwnedFd,
     output: OwnedFd,
 ) -> io::Result<()> {
-    let connection = Connection::new(File::from(input), File::from(output));
+    let Met { connection, line } = meet(File::from(input), File::from(output), || {})?;
+    if let Some(line) = line {
+        connection.end_with(line); // whoever undoes the export must not wait for a staging server that is away
+    }
     let opened = delivering::open(directory, session, replace);
     let target = match &opened {
         Ok(target) => Ok(target),
@@ -154,4 +171,23 @@ fn standard_streams() -> io::Result<(pipe::Receiver, pipe::Sender)> {
     rustix::stdio::dup2_stdout(&nothing)?;
     let input = pipe::Receiver::from_owned_fd_unchecked(input)?;
     Ok((input, pipe::Sender::from_owned_fd_unchecked(output)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sshd_tells_at_which_address_it_was_reached() {
+        let cases = [
+            ("10.77.0.1 50514 10.77.0.2 22", Some("10.77.0.2")),
+            ("2001:db8::1 50514 2001:db8::2 22", Some("2001:db8::2")),
+            ("fe80::1%eth0 50514 fe80::2%eth0 22", None),
+            ("UNKNOWN 65535 UNKNOWN 65535", None),
+            ("", None),
+        ];
+        for (ends, want) in cases {
+            assert_eq!(own_address(ends), want.map(|address| address.parse().unwrap()), "{ends}");
+        }
+    }
 }

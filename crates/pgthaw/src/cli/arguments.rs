@@ -7,7 +7,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
-use super::values::{self, RepositoryName};
+use pgthaw_session::MoverChoice;
+
+use super::values::{self, Ports, RepositoryName};
 
 /// Exports chosen databases out of a physical PostgreSQL backup without restoring it.
 ///
@@ -209,6 +211,9 @@ pub struct ExportOptions {
     /// Where and how the work is done.
     #[command(flatten)]
     pub work: WorkOptions,
+    /// How the dump travels.
+    #[command(flatten)]
+    pub mover: MoverOptions,
 }
 
 /// What pg_dump does.
@@ -290,6 +295,27 @@ pub struct WorkOptions {
     /// Read and verify every file of the selected databases whole
     #[arg(long)]
     pub verify_source: bool,
+}
+
+/// How the dump travels.
+#[derive(Debug, Args, Default)]
+#[command(next_help_heading = "How the dump travels to another machine")]
+pub struct MoverOptions {
+    /// Connect staging server and target directly on one of these ports [default: 47000-47099]
+    ///
+    /// The target listens on the first free one, or else the staging server, until the other one has connected; TLS 1.3, with keys that
+    /// are made for the session and exchanged over ssh. Where firewalls allow neither, the dump goes through this machine over
+    /// ssh; `none` wants just that.
+    #[arg(long, value_name = "FIRST-LAST|none", value_parser = values::ports)]
+    pub mover_ports: Option<Ports>,
+}
+
+impl MoverOptions {
+    /// What a request holds of them.
+    pub fn choice(&self) -> MoverChoice {
+        let ports = self.mover_ports.map_or(MoverChoice::default().ports, |Ports(ports)| ports);
+        MoverChoice { ports }
+    }
 }
 
 /// `pgthaw check`.

@@ -125,6 +125,7 @@ impl Surroundings {
             preload: work.preload.clone(),
             allow_damaged: work.allow_damaged,
             verify_source: work.verify_source,
+            mover: options.mover.choice(),
         })
     }
 }
@@ -175,6 +176,7 @@ fn pg_dump_arguments(dump: &DumpOptions) -> Result<Vec<String>, ApiError> {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use pgthaw_session::MoverChoice;
 
     use super::*;
     use crate::cli::arguments::{Arguments, Command};
@@ -223,6 +225,7 @@ mod tests {
             preload: vec![],
             allow_damaged: false,
             verify_source: false,
+            mover: MoverChoice::default(),
         };
         assert_eq!(got, want);
     }
@@ -279,6 +282,8 @@ mod tests {
             "other",
             "--allow-damaged",
             "--verify-source",
+            "--mover-ports",
+            "5000-5009",
             "--stanza",
             "main",
             "--wal-archive",
@@ -336,6 +341,7 @@ mod tests {
             preload: vec!["timescaledb".into(), "other".into()],
             allow_damaged: true,
             verify_source: true,
+            mover: MoverChoice { ports: Some((5000, 5009)) },
         };
         assert_eq!(got, want);
     }

@@ -90,6 +90,20 @@ pub fn size(text: &str) -> Result<u64, String> {
     }
 }
 
+/// Ports, first and last, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ports(pub Option<(u16, u16)>);
+
+/// Reads a range of ports, one port, or `none`.
+pub fn ports(text: &str) -> Result<Ports, String> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    match (first.parse(), last.parse()) {
+        _ if text == "none" => Ok(Ports(None)),
+        (Ok(first @ 1..), Ok(last)) if first <= last => Ok(Ports(Some((first, last)))),
+        _ => Err(format!("`{text}` is no range of ports: write it like 47000-47099")),
+    }
+}
+
 /// Reads the size of a cache: one that cannot hold a few pages of several files at a time cannot work.
 pub fn cache_size(text: &str) -> Result<u64, String> {
     match size(text)? {
@@ -122,6 +136,23 @@ fn split_at_early_colon(text: &str) -> Option<(&str, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ports_are_ranges_that_can_be_listened_on() {
+        let cases = [
+            ("47000-47099", Some(Some((47000, 47099)))),
+            ("8443", Some(Some((8443, 8443)))),
+            ("none", Some(None)),
+            ("0-10", None),
+            ("47099-47000", None),
+            ("1-65536", None),
+            ("-", None),
+            ("", None),
+        ];
+        for (text, want) in cases {
+            assert_eq!(ports(text).ok(), want.map(Ports), "{text}");
+        }
+    }
 
     #[test]
     fn repositories_are_paths_or_kinds_with_paths() {
