@@ -1,5 +1,6 @@
 //! What a user asked for: the request of an export, as the command line sends it and the journal keeps it.
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -42,12 +43,15 @@ pub enum RecoveryChoice {
 pub struct MoverChoice {
     /// The ports, first and last, that a data mover may listen on so that the two halves connect directly; none: never directly.
     pub ports: Option<(u16, u16)>,
+    /// Most bytes per second on the network.
+    #[serde(default)]
+    pub bytes_per_second: Option<NonZeroU64>,
 }
 
 impl Default for MoverChoice {
-    /// Ports 47000 to 47099.
+    /// Ports 47000 to 47099, no limit.
     fn default() -> Self {
-        Self { ports: Some((47000, 47099)) }
+        Self { ports: Some((47000, 47099)), bytes_per_second: None }
     }
 }
 

@@ -58,7 +58,11 @@ pub fn remote_target(
             view.version += 1;
         });
     };
-    let options = RemoteOptions { stall_limit: STALL_LIMIT, ..RemoteOptions::default() };
+    let options = RemoteOptions {
+        stall_limit: STALL_LIMIT,
+        bytes_per_second: assignment.request.mover.bytes_per_second,
+        ..RemoteOptions::default()
+    };
     let target = Arc::new(RemoteTarget::new(options, on_change));
     let connected = target.clone();
     std::thread::spawn(move || {

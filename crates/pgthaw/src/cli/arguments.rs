@@ -3,6 +3,7 @@
 //! Owns spelling and help; leaves what the values mean to [`super::values`] and what becomes of them to [`super::requests`].
 #![allow(rustdoc::invalid_html_tags)] // the doc comments here are the help that a terminal shows
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
@@ -308,13 +309,16 @@ pub struct MoverOptions {
     /// ssh; `none` wants just that.
     #[arg(long, value_name = "FIRST-LAST|none", value_parser = values::ports)]
     pub mover_ports: Option<Ports>,
+    /// Send at most this much per second, for example 10MB
+    #[arg(long, value_name = "RATE", value_parser = values::rate)]
+    pub bwlimit: Option<NonZeroU64>,
 }
 
 impl MoverOptions {
     /// What a request holds of them.
     pub fn choice(&self) -> MoverChoice {
         let ports = self.mover_ports.map_or(MoverChoice::default().ports, |Ports(ports)| ports);
-        MoverChoice { ports }
+        MoverChoice { ports, bytes_per_second: self.bwlimit }
     }
 }
 

@@ -284,6 +284,8 @@ mod tests {
             "--verify-source",
             "--mover-ports",
             "5000-5009",
+            "--bwlimit",
+            "10MB",
             "--stanza",
             "main",
             "--wal-archive",
@@ -341,7 +343,10 @@ mod tests {
             preload: vec!["timescaledb".into(), "other".into()],
             allow_damaged: true,
             verify_source: true,
-            mover: MoverChoice { ports: Some((5000, 5009)) },
+            mover: MoverChoice {
+                ports: Some((5000, 5009)),
+                bytes_per_second: NonZero::new(10 << 20),
+            },
         };
         assert_eq!(got, want);
     }

@@ -3,6 +3,7 @@
 //! Each function is a value parser for `clap`: its error becomes part of a usage error (exit code 2). Nothing here looks
 //! at the file system.
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 /// The formats of repositories that are read, as `KIND:PATH` names them.
@@ -104,6 +105,15 @@ pub fn ports(text: &str) -> Result<Ports, String> {
     }
 }
 
+/// Reads bytes per second, with a unit: a bare number means KiB to rsync, and bytes elsewhere.
+pub fn rate(text: &str) -> Result<NonZeroU64, String> {
+    let per_second = text.strip_suffix("/s").unwrap_or(text);
+    let unit = per_second.ends_with(|last: char| last.is_ascii_alphabetic());
+    let bytes = size(per_second).ok().filter(|_| unit).and_then(NonZeroU64::new);
+    bytes
+        .ok_or_else(|| format!("`{text}` is no rate: write it like 10MB, which is 10MB per second"))
+}
+
 /// Reads the size of a cache: one that cannot hold a few pages of several files at a time cannot work.
 pub fn cache_size(text: &str) -> Result<u64, String> {
     match size(text)? {
@@ -136,6 +146,23 @@ fn split_at_early_colon(text: &str) -> Option<(&str, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rates_have_a_unit() {
+        let cases = [
+            ("10MB", 10 << 20),
+            ("1.5MB", 0),
+            ("500 kB/s", 500 << 10),
+            ("1g", 1 << 30),
+            ("5000", 0),
+            ("0MB", 0),
+            ("MB", 0),
+            ("", 0),
+        ];
+        for (text, want) in cases {
+            assert_eq!(rate(text).ok(), NonZeroU64::new(want), "{text}");
+        }
+    }
 
     #[test]
     fn ports_are_ranges_that_can_be_listened_on() {

@@ -1,7 +1,7 @@
 //! The ways of a dump from the staging server to the target: directly where a firewall lets one of them connect, else through the mount
 //! server.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -128,5 +128,33 @@ fn a_direct_way_that_is_cut_is_gone_on_from() {
         assert_eq!(session["attempts"], 1, "{case}");
         machines.assert_delivered();
         assert_nothing_left(&leftovers, &case);
+    }
+}
+
+#[test]
+fn a_limit_holds_whichever_way_the_dump_goes() {
+    if !possible() {
+        return;
+    }
+    const LIMIT: u64 = 1 << 20;
+    let machines = Machines::new();
+    for options in [&["--bwlimit", "1MB"][..], &["--bwlimit", "1MB/s", "--mover-ports", "none"]] {
+        let case = format!("{options:?}");
+        // Bytes that leave the staging server: to the mount server go the relayed dump and what is asked of the repository.
+        let left = || -> u64 {
+            ["mount", "target"].iter().map(|to| machines.lab.bytes("staging", to)).sum()
+        };
+        let export = machines.start(options);
+        machines.wait_for_step("dump");
+        let (begun, before) = (Instant::now(), left());
+        machines.ended(export, 0);
+        let (seconds, bytes) = (begun.elapsed().as_secs_f64(), left() - before);
+        let delivered = machines.session()["bytes_done"].as_u64().unwrap();
+        eprintln!("{case}: {bytes} bytes for {delivered} in {seconds:.1} s");
+        assert!(bytes > delivered && delivered > 2 * LIMIT, "{case}: {bytes} of {delivered}");
+        // Packets have headers, and a moment passes before the first look.
+        let most = LIMIT as f64 * 1.1 * (seconds + 0.5);
+        assert!((bytes as f64) < most, "{case}: {bytes} in {seconds} s");
+        machines.assert_delivered();
     }
 }
