@@ -109,6 +109,11 @@ impl<S: Message, R: Message + DeserializeOwned> Link<S, R> {
         }
     }
 
+    /// Whether messages wait because the network does not take them as fast as they come.
+    pub(super) fn is_behind(&self) -> bool {
+        self.outgoing.piles_up()
+    }
+
     /// Sends a message without a body, however long it takes until there is room.
     pub(super) fn tell(&self, message: S) -> Result<(), Ended> {
         self.outgoing.push((message, Vec::new()), Duration::MAX).map_err(|_| Ended)

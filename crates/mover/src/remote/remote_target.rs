@@ -29,8 +29,8 @@ pub struct RemoteOptions {
     pub heartbeat: Heartbeat,
     /// Most bytes per second that are written to a connection.
     pub bytes_per_second: Option<std::num::NonZeroU64>,
-    /// Whether chunks are compressed on the wire (zstd, level 1): for dumps that were made without compression, over
-    /// connections slower than some 200 MB/s (120 MB/s carry 200 MB/s of table data; one core compresses them).
+    /// Whether chunks may be compressed on the wire (zstd, level 1): for dumps that were made without compression. It is done
+    /// where the network is the slower part, that is where chunks wait to be sent.
     pub compress: bool,
 }
 

@@ -184,8 +184,9 @@ impl<'a> Sending<'a> {
             }
             self.count(at, chunk, length);
             let (body, packed) = match &mut self.packer {
-                Some(packer) => packer.pack(data, run.link),
-                None => (data, false),
+                // Otherwise the network is faster than compressing.
+                Some(packer) if run.link.is_behind() => packer.pack(data, run.link),
+                _ => (data, false),
             };
             let length = u32::try_from(length).unwrap_or(u32::MAX);
             self.make_room(run)?;
@@ -444,7 +445,7 @@ impl Reader {
     }
 }
 
-/// Compresses chunks that become smaller by it.
+/// Compresses chunks that become smaller by at least an eighth.
 struct Packer(zstd::bulk::Compressor<'static>);
 
 impl Packer {
@@ -457,13 +458,13 @@ impl Packer {
         let mut packed = link.buffer();
         packed.resize(data.len(), 0);
         match self.0.compress_to_buffer(&data, &mut packed[..]) {
-            Ok(length) if length < data.len() => {
+            Ok(length) if length <= data.len() - data.len() / 8 => {
                 packed.truncate(length);
                 link.give_back(data);
                 (packed, true)
             }
             _ => {
-                link.give_back(packed); // it does not fit: it would be longer
+                link.give_back(packed); // not worth the work on the other side
                 (data, false)
             }
         }

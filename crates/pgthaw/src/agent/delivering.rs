@@ -61,6 +61,7 @@ pub fn remote_target(
     let options = RemoteOptions {
         stall_limit: STALL_LIMIT,
         bytes_per_second: assignment.request.mover.bytes_per_second,
+        compress: is_uncompressed(assignment.request.compress.as_deref()),
         ..RemoteOptions::default()
     };
     let target = Arc::new(RemoteTarget::new(options, on_change));
@@ -76,6 +77,11 @@ pub fn remote_target(
         }
     });
     Ok(Some(target))
+}
+
+/// Whether pg_dump was asked not to compress: without `-Z` it compresses a directory with gzip.
+fn is_uncompressed(compress: Option<&str>) -> bool {
+    matches!(compress, Some("none" | "0"))
 }
 
 /// Takes a line over that was handed to us, and meets the other half of the data mover as the server asks over it.
@@ -134,4 +140,23 @@ pub fn open(
     };
     Err(Failure::new(format!("target `{}` is no longer empty: {found}", path.display()))
         .hint("move that away and retry, or cancel and export to another directory"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_uncompressed;
+
+    #[test]
+    fn what_pg_dump_compresses_is_not_compressed_again() {
+        let cases = [
+            (None, false),
+            (Some("none"), true),
+            (Some("0"), true),
+            (Some("6"), false),
+            (Some("zstd:3"), false),
+        ];
+        for (compress, want) in cases {
+            assert_eq!(is_uncompressed(compress), want, "{compress:?}");
+        }
+    }
 }
