@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use super::link::{Ended, Link};
 use super::message::{ToSource, ToTarget, Wanted};
 use super::remote_target::Counters;
-use crate::chunk::{CHUNK, ChunkSum, chunks_of};
+use crate::chunk::{CHUNK, ChunkSum, PIECE, Summing, chunks_of};
 use crate::copy::{CopyFile, Delivered, Progress, Reuse};
 use crate::delivery::Place;
 use crate::directory::Directory;
@@ -427,17 +427,24 @@ impl Reader {
         let length =
             usize::try_from(source.length() - self.bytes).map_or(CHUNK, |left| left.min(CHUNK));
         data.resize(length, 0);
-        if source.read_at(data, self.bytes)? < length {
-            return Err(source.changed());
+        let before = outgoing.chunks.get(usize::try_from(self.number).unwrap_or(usize::MAX));
+        let mut summing = Summing::new();
+        let mut offset = self.bytes;
+        for piece in data.chunks_mut(PIECE) {
+            if source.read_at(piece, offset)? < piece.len() {
+                return Err(source.changed());
+            }
+            if before.is_none() {
+                self.sha.update(&*piece);
+            }
+            summing.update(piece);
+            offset += piece.len() as u64;
         }
-        let sum = ChunkSum::of(data);
-        match outgoing.chunks.get(usize::try_from(self.number).unwrap_or(usize::MAX)) {
+        let sum = summing.sum();
+        match before {
             Some((before, _)) if *before != sum => return Err(source.changed()),
             Some((_, sha)) => self.sha = sha.clone(),
-            None => {
-                self.sha.update(&*data);
-                outgoing.chunks.push((sum, self.sha.clone()));
-            }
+            None => outgoing.chunks.push((sum, self.sha.clone())),
         }
         self.number += 1;
         self.bytes += length as u64;
