@@ -1,5 +1,6 @@
 //! The first words on a connection: one JSON line each way, before anything else.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use serde::de::DeserializeOwned;
@@ -30,6 +31,8 @@ pub struct Welcome {
     pub home: PathBuf,
     /// What a restricted connection (`--only`) may be used for; nothing without a restriction.
     pub only: Option<String>,
+    /// The address of that machine at which ssh has reached it; none where ssh was not needed.
+    pub address: Option<IpAddr>,
 }
 
 /// What the near side wants the connection for.
@@ -60,6 +63,8 @@ pub enum Purpose {
         /// Whether an earlier export there is replaced.
         replace: bool,
     },
+    /// Only to find out whether the data movers of two machines can meet.
+    Meet,
 }
 
 /// Why the other side is not understood.

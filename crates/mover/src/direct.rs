@@ -2,8 +2,8 @@
 //!
 //! One side listens on a port for one connection and makes an [`Offer`]; it reaches the other side over SSH, which then
 //! dials. TLS 1.3 with certificates made for the session and pinned on both sides, and a token that is good for one
-//! connection. What comes out is a [`Connection`] like any other; `tls` has the pinning and the two halves.
-//! Leaves to the caller which side listens, which addresses to try, and when to give up.
+//! connection. What comes out is a [`Connection`] like any other; `tls` has the pinning and the two halves, `meeting` what each
+//! side does when it is asked to meet the other. Leaves to the one who asks which side listens, and at which address.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -19,7 +19,10 @@ use sha2::{Digest, Sha256};
 use crate::names::hex;
 use crate::remote::Connection;
 
+mod meeting;
 mod tls;
+
+pub use meeting::{Answer, Met, Order, meet};
 
 /// How long one client may take to show its certificate and its token, so that a stray one does not keep the right one out.
 const GREETING: Duration = Duration::from_secs(5);

@@ -3,8 +3,8 @@
 //! Owns the bytes between the dump directory and the target: copying with a checksum that is compared
 //! with what the target's disk gives back, the staging directory in the target, the one rename that
 //! publishes a database, `SHA256SUMS`, and removing exactly what an earlier attempt or export left. [`Target`] is what a
-//! session sees of it; [`RemoteTarget`] and [`receive`] are its two halves on two machines, and [`dial`] and [`Listener`]
-//! connect them directly. Leaves the order of things, retries, the session's journal and SSH to others.
+//! session sees of it; [`RemoteTarget`] and [`receive`] are its two halves on two machines, and [`meet`] connects
+//! them directly. Leaves the order of things, retries, the session's journal and SSH to others.
 //!
 //! The target directory while a session works in it, and after it:
 //! ```text
@@ -34,7 +34,9 @@ mod watch;
 
 pub use copy::{CopyFile, Delivered, Progress, Reuse, copy_all_verified, copy_verified, sha256_of};
 pub use delivery::{Place, Target};
-pub use direct::{DirectError, Fingerprint, Identity, Listener, Offer, Refusal, dial};
+pub use direct::{
+    Answer, DirectError, Fingerprint, Identity, Listener, Met, Offer, Order, Refusal, dial, meet,
+};
 pub use directory::Directory;
 pub use error::MoveError;
 pub use names::{EXPORT_JSON, GLOBALS_SQL, SHA256SUMS, file_name_for_database};

@@ -1,15 +1,18 @@
 //! The direct way: who is let in, who is not, and what each side is told.
 
-use std::fs;
-use std::io::{Read, Write};
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
 use std::ops::ControlFlow;
-use std::thread;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use pgthaw_mover::{
-    Connection, CopyFile, DirectError, Directory, Heartbeat, Identity, Listener, Offer, Place,
-    Refusal, RemoteOptions, RemoteTarget, Reuse, Target, TargetDirectory, dial, receive,
+    Answer, Connection, CopyFile, DirectError, Directory, Fingerprint, Heartbeat, Identity,
+    Listener, Met, Offer, Order, Place, Refusal, RemoteOptions, RemoteTarget, Reuse, Target,
+    TargetDirectory, dial, meet as meet_as_asked, receive,
 };
 
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -181,4 +184,137 @@ fn ports_that_cannot_be_had_or_reached_are_named() {
     );
     let shown = format!("{offer:?} {:?}", pair.listening);
     assert!(!shown.contains("token:") && !shown.contains("key"), "{shown}");
+}
+
+/// A side that does what it is asked, and the line to it.
+struct Side {
+    line: BufReader<UnixStream>,
+    met: JoinHandle<io::Result<Met>>,
+}
+
+impl Side {
+    fn new() -> Self {
+        let (near, far) = UnixStream::pair().unwrap();
+        let (input, output) = (far.try_clone().unwrap(), far);
+        let [input, output] = [input, output].map(|end| File::from(OwnedFd::from(end)));
+        let closer = near.try_clone().unwrap();
+        let close = move || drop(closer.shutdown(std::net::Shutdown::Both));
+        let met = thread::spawn(move || meet_as_asked(input, output, close));
+        Self { line: BufReader::new(near), met }
+    }
+
+    fn order(&mut self, order: &Order) {
+        let line = serde_json::to_string(order).unwrap();
+        writeln!(self.line.get_mut(), "{line}").unwrap();
+    }
+
+    fn answer(&mut self) -> Answer {
+        let mut line = String::new();
+        self.line.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap_or_else(|err| panic!("{err}: {line}"))
+    }
+
+    fn introduce(&mut self) -> Fingerprint {
+        self.order(&Order::Introduce);
+        match self.answer() {
+            Answer::Introduced(certificate) => certificate,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn listen(&mut self, peer: Fingerprint) -> Offer {
+        self.order(&Order::Listen { address: HERE, ports: (0, 0), peer });
+        match self.answer() {
+            Answer::Listening(offer) => offer,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn met(self) -> io::Result<Met> {
+        self.met.join().unwrap()
+    }
+}
+
+/// A note gets from the one end to the other.
+fn assert_connected(sending: Connection, receiving: Connection) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("export");
+    let receiver = thread::spawn(move || {
+        let target = TargetDirectory::create(&path, "s").unwrap();
+        receive(Ok(&target), receiving, Heartbeat::default())
+    });
+    let target = RemoteTarget::new(RemoteOptions::default(), |_| {});
+    target.connect(sending);
+    target.keep_note("crm", "it works").unwrap();
+    drop(target);
+    receiver.join().unwrap().unwrap();
+}
+
+#[test]
+fn two_sides_meet_as_they_are_asked() {
+    let mut sides = [Side::new(), Side::new()];
+    let certificates = sides.each_mut().map(Side::introduce);
+    // Nobody listens there any more.
+    let stale = Pair::new().listen().offer().clone();
+    sides[0].order(&Order::Dial { address: HERE, offer: stale });
+    let answer = sides[0].answer();
+    assert!(matches!(&answer, Answer::Failed(why) if why.contains("connect to 127.0.0.1")));
+    // Of two connections, the other way round, the later one is used.
+    for listener in [0, 1] {
+        let dialer = 1 - listener;
+        let offer = sides[listener].listen(certificates[dialer]);
+        sides[dialer].order(&Order::Dial { address: HERE, offer: offer.clone() });
+        let answers = sides.each_mut().map(Side::answer);
+        assert!(matches!(answers, [Answer::Connected, Answer::Connected]), "{answers:?}");
+        assert!(TcpStream::connect((HERE, offer.port)).is_err(), "the port is closed");
+    }
+    sides.iter_mut().for_each(|side| side.order(&Order::Direct));
+    let lines = sides.each_ref().map(|side| side.line.get_ref().try_clone().unwrap());
+    let [one, other] = sides.map(|side| side.met().unwrap());
+    assert!(one.line.is_some() && other.line.is_some());
+    // The end of its line ends a connection that is told to end with it.
+    other.connection.end_with(other.line.unwrap());
+    assert_connected(one.connection, other.connection);
+    drop(lines);
+}
+
+#[test]
+fn a_connection_may_end_with_its_line() {
+    let mut sides = [Side::new(), Side::new()];
+    let certificates = sides.each_mut().map(Side::introduce);
+    let offer = sides[0].listen(certificates[1]);
+    sides[1].order(&Order::Dial { address: HERE, offer });
+    sides.iter_mut().for_each(|side| assert!(matches!(side.answer(), Answer::Connected)));
+    sides.iter_mut().for_each(|side| side.order(&Order::Direct));
+    let line = sides[1].line.get_ref().try_clone().unwrap();
+    let [_one, other] = sides.map(|side| side.met().unwrap());
+    other.connection.end_with(other.line.unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let target = TargetDirectory::create(dir.path(), "s").unwrap();
+    thread::scope(|threads| {
+        let receiver =
+            threads.spawn(|| receive(Ok(&target), other.connection, Heartbeat::default()));
+        line.shutdown(std::net::Shutdown::Both).unwrap();
+        assert!(receiver.join().unwrap().is_err());
+    });
+}
+
+#[test]
+fn a_line_that_makes_no_sense_is_no_connection() {
+    let mut early = Side::new();
+    early.order(&Order::Direct);
+    assert_eq!(early.met().unwrap_err().kind(), io::ErrorKind::NotConnected);
+    for said in [&b""[..], b"GET / HTTP/1.1\n", b"{\"introduce\"", &[b'x'; 5000]] {
+        let mut side = Side::new();
+        let line = side.line.get_mut();
+        let _ = line.write_all(said); // it may have ended before it has heard all
+        let _ = line.shutdown(std::net::Shutdown::Write);
+        assert!(side.met().is_err(), "{said:?}");
+    }
+    let mut relayed = Side::new();
+    relayed.order(&Order::Relay);
+    let line = relayed.line.get_ref().try_clone().unwrap();
+    let met = relayed.met().unwrap();
+    assert!(met.line.is_none());
+    assert_connected(met.connection, Connection::of_unix(line).unwrap());
 }

@@ -8,8 +8,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -644,11 +644,28 @@ fn a_call_waits_for_a_connection_and_not_for_ever() {
     });
     assert!(target.status().connected);
     lab.assert_arrived();
+    assert!(changes.load(Ordering::SeqCst) <= 1, "waits shorter than a heartbeat are not told");
 
     // Another one takes its place.
     target.connect(Connection::of_unix(lab.serve().0).unwrap());
     target.keep_note("crm", "over the second").unwrap();
     assert!(changes.load(Ordering::SeqCst) >= 2);
+}
+
+#[test]
+fn who_waits_for_the_first_connection_is_told() {
+    let lab = Lab::new();
+    lab.write("1.dat", b"content");
+    let (tell, told) = mpsc::channel();
+    let target = RemoteTarget::new(options(), move |status| tell.send(status.clone()).unwrap());
+    thread::scope(|threads| {
+        let waiting = threads.spawn(|| lab.deliver(&target, Reuse::IfEqual));
+        let status = told.recv_timeout(LIMIT).unwrap();
+        assert!(!status.connected && status.reason.as_deref() == Some("not yet connected"));
+        target.connect(Connection::of_unix(lab.serve().0).unwrap());
+        assert!(told.recv_timeout(LIMIT).unwrap().connected);
+        waiting.join().unwrap().unwrap();
+    });
 }
 
 #[test]
@@ -788,6 +805,45 @@ fn the_limit_in_bytes_per_second_is_kept() {
     let begun = Instant::now();
     lab.deliver(&target, Reuse::IfEqual).unwrap();
     assert!(begun.elapsed() > Duration::from_millis(200), "{:?}", begun.elapsed());
+}
+
+/// What is sent over a slow network is compressed where that pays; what arrives, and its checksum, is the same.
+#[test]
+fn what_waits_to_be_sent_is_compressed_where_it_pays() {
+    struct Counted(UnixStream, Arc<AtomicU64>);
+    impl Write for Counted {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let count = self.0.write(bytes)?;
+            self.1.fetch_add(count as u64, Ordering::Relaxed);
+            Ok(count)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            self.0.flush()
+        }
+    }
+    let rows: Vec<u8> = (0..)
+        .flat_map(|row: u64| format!("{row}\t{}\tsome text\t2026-01-01\n", row * row).into_bytes())
+        .take(24 * MIB)
+        .collect();
+    let wire = |content: &[u8], compress| {
+        let lab = Lab::new();
+        lab.write("1.dat", content);
+        let bytes_per_second = std::num::NonZeroU64::new(20 * MIB as u64);
+        let options = RemoteOptions { compress, bytes_per_second, ..options() };
+        let target = RemoteTarget::new(options, |_| {});
+        let (socket, counter) = (lab.serve().0, Arc::new(AtomicU64::new(0)));
+        let output = Counted(socket.try_clone().unwrap(), counter.clone());
+        target.connect(Connection::new(socket, output));
+        let delivered = lab.deliver(&target, Reuse::IfEqual).unwrap();
+        let (bytes, sha256) = sha256_of(&mut &content[..]).unwrap();
+        assert_eq!(delivered, [Delivered { bytes, sha256, reused: false }]);
+        lab.assert_arrived();
+        counter.load(Ordering::Relaxed) as f64 / content.len() as f64
+    };
+    let (packed, plain) = (wire(&rows, true), wire(&rows, false));
+    assert!(packed < 0.6 && plain > 1.0, "{packed} and {plain} of the bytes were sent");
+    let random = wire(&content(12 * MIB, 1), true);
+    assert!((1.0..1.01).contains(&random), "{random} of what cannot be compressed");
 }
 
 /// Not a test: the receiver of the next one, in a process that can be killed. Its standard input is the connection.

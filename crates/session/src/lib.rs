@@ -17,6 +17,6 @@ pub mod status;
 pub use decide::{Action, decide};
 pub use journal::{Journal, JournalError};
 pub use observed::{AgentView, Failure, Observed, Progress};
-pub use request::{ExportRequest, RecoveryChoice, RepositoryChoice};
+pub use request::{ExportRequest, MoverChoice, RecoveryChoice, RepositoryChoice};
 pub use session::{Entry, Record, Session};
-pub use status::{DatabaseState, SessionState, Status, Step};
+pub use status::{DatabaseState, DumpWay, SessionState, Status, Step};

@@ -1,5 +1,6 @@
 //! What a user asked for: the request of an export, as the command line sends it and the journal keeps it.
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -65,6 +66,23 @@ pub struct Requester {
     pub user: String,
     /// Its number there.
     pub uid: u32,
+}
+
+/// How a dump travels to another machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoverChoice {
+    /// The ports, first and last, that a data mover may listen on so that the two halves connect directly; none: never directly.
+    pub ports: Option<(u16, u16)>,
+    /// Most bytes per second on the network.
+    #[serde(default)]
+    pub bytes_per_second: Option<NonZeroU64>,
+}
+
+impl Default for MoverChoice {
+    /// Ports 47000 to 47099, no limit.
+    fn default() -> Self {
+        Self { ports: Some((47000, 47099)), bytes_per_second: None }
+    }
 }
 
 /// One export, as asked for. Paths are absolute.
@@ -149,6 +167,9 @@ pub struct ExportRequest {
     /// Read and verify every file of the selected databases whole.
     #[serde(default)]
     pub verify_source: bool,
+    /// How the dump travels, where the target is on another machine than the instance.
+    #[serde(default)]
+    pub mover: MoverChoice,
     /// How many attempts in a row are begun without anybody's doing, where what ended the last one may pass by itself.
     #[serde(default = "default_retries")]
     pub retries: u32,

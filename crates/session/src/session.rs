@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::observed::{AgentView, Failure, InstanceReady, Progress, RecoveryEnd, SelectedDatabase};
 use crate::request::ExportRequest;
-use crate::status::{DatabaseState, DatabaseStatus, SessionState, Status, Step};
+use crate::status::{DatabaseState, DatabaseStatus, DumpWay, SessionState, Status, Step};
 
 /// One record of a journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,6 +72,8 @@ pub enum Entry {
     Cleaned,
     /// The session reached this state.
     State(SessionState),
+    /// The way of the dump to the target's machine.
+    DumpWay(DumpWay),
     /// Something for `pgthaw log`.
     Message(String),
 }
@@ -173,6 +175,8 @@ pub struct Session {
     pub state: SessionState,
     /// What it was doing last.
     pub step: Step,
+    /// The way of the dump, as it was said last in this attempt.
+    pub dump_way: Option<DumpWay>,
     /// How many of the present agent's messages are in the journal.
     pub messages_of_agent: usize,
 }
@@ -202,6 +206,7 @@ impl Session {
             failure: None,
             state: SessionState::Created,
             step: Step::Request,
+            dump_way: None,
             messages_of_agent: 0,
         };
         for record in rest {
@@ -225,6 +230,7 @@ impl Session {
                 self.failure = None;
                 self.state = SessionState::Running;
                 self.step = Step::Check;
+                self.dump_way = None;
                 self.messages_of_agent = 0;
                 for database in self.databases.iter_mut().flatten() {
                     if database.state == DatabaseState::Failed || undone {
@@ -287,6 +293,7 @@ impl Session {
                 }
             }
             Entry::State(state) => self.state = *state,
+            Entry::DumpWay(way) => self.dump_way = Some(way.clone()),
             Entry::Message(_) => self.messages_of_agent += 1,
         }
     }
@@ -370,6 +377,7 @@ impl Session {
                 Some(host) => format!("{host}:{}", self.request.target.display()),
                 None => self.request.target.display().to_string(),
             },
+            dump_way: self.dump_way.clone(),
             recovery_lsn: self.recovery_end.as_ref().map(|end| end.lsn.clone()),
             bytes_done: self.sealed.unwrap_or_else(|| delivered_before.max(delivered_by_agent)),
             bytes_total: self.sealed.or(selected_bytes).unwrap_or(0),

@@ -88,6 +88,15 @@ pub struct DatabaseStatus {
     pub tables_total: u64,
 }
 
+/// How a dump gets from the staging server to the target.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DumpWay {
+    /// Not through the mount server.
+    pub direct: bool,
+    /// From where to where, or why not directly.
+    pub text: String,
+}
+
 /// A session, for people and programs. Its keys are part of the command line's contract.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -127,6 +136,9 @@ pub struct Status {
     pub target_host: Option<String>,
     /// The directory that gets the dump, `HOST:DIR` on another machine.
     pub target: String,
+    /// How the dump gets there, where neither end is this machine and the movers have met.
+    #[serde(default)]
+    pub dump_way: Option<DumpWay>,
     /// Where recovery ended, once it did.
     pub recovery_lsn: Option<String>,
     /// Bytes delivered and verified.
@@ -170,6 +182,7 @@ impl Status {
             user: None,
             ssh_keys_of: None,
             target: String::new(),
+            dump_way: None,
             recovery_lsn: None,
             bytes_done: 0,
             bytes_total: 0,

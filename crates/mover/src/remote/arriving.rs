@@ -112,7 +112,7 @@ impl Round {
         self.site.round == round && !self.site.has_failed()
     }
 
-    /// Writes a chunk whose checksum was verified.
+    /// Verifies a chunk's checksum and writes it.
     pub(super) fn chunk(
         &mut self,
         file: u32,
@@ -134,10 +134,14 @@ impl Round {
         if number != prefix.chunks || prefix.bytes != number * CHUNK as u64 {
             return Err(Fault::Nonsense("a chunk that does not follow the last one"));
         }
+        let mut sha = prefix.sha.clone();
+        if ChunkSum::with_sha(data, &mut sha) != sum {
+            return Err(Fault::Nonsense("a chunk arrived damaged"));
+        }
         handle
             .write_all_at(data, prefix.bytes)
             .map_err(|err| self.site.directory.error("write", &arriving.name, err))?;
-        prefix.sha.update(data);
+        prefix.sha = sha;
         prefix.bytes += u64::from(length);
         prefix.chunks += 1;
         let chunk = NewChunk { number, length, sum, sha: prefix.sha.clone() };

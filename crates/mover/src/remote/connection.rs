@@ -1,9 +1,12 @@
 //! A connection as it is handed in: two byte streams and a way to end them.
 
 use std::fmt;
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 /// Two byte streams to the other mover: a socket, or the standard input and output of `ssh`.
@@ -12,21 +15,39 @@ use std::time::Duration;
 pub struct Connection {
     pub(super) input: Box<dyn Read + Send>,
     pub(super) output: Box<dyn Write + Send>,
-    pub(super) close: Box<dyn Fn() + Send + Sync>,
+    pub(super) close: Arc<dyn Fn() + Send + Sync>,
 }
 
 impl Connection {
     /// Takes any two streams. Where a blocked read or write can be made to end, [`Connection::closed_by`] says how.
     pub fn new(input: impl Read + Send + 'static, output: impl Write + Send + 'static) -> Self {
-        Self { input: Box::new(input), output: Box::new(output), close: Box::new(|| {}) }
+        Self { input: Box::new(input), output: Box::new(output), close: Arc::new(|| {}) }
     }
 
     /// Takes what ends the connection: blocked reads and writes return once it was called (socket shut down, `ssh`
     /// stopped). Without it a thread may wait in a dead connection until the process ends.
     #[must_use]
     pub fn closed_by(mut self, close: impl Fn() + Send + Sync + 'static) -> Self {
-        self.close = Box::new(close);
+        self.close = Arc::new(close);
         self
+    }
+
+    /// Does this, too, when the connection is ended.
+    pub(crate) fn also_closing(self, more: impl Fn() + Send + Sync + 'static) -> Self {
+        let close = self.close.clone();
+        self.closed_by(move || {
+            close();
+            more();
+        })
+    }
+
+    /// Ends the connection when nothing can come over `line` any more.
+    pub fn end_with(&self, mut line: File) {
+        let close = self.close.clone();
+        thread::spawn(move || {
+            let _ = line.read(&mut [0]); // nothing ever comes but the end
+            close();
+        });
     }
 
     /// Takes a TCP socket.

@@ -44,7 +44,7 @@ pub(super) struct Link<S, R> {
     outgoing: Queue<(S, Vec<u8>)>,
     ended: Mutex<Option<String>>,
     woken: Condvar,
-    close: Box<dyn Fn() + Send + Sync>,
+    close: Arc<dyn Fn() + Send + Sync>,
     begun: Instant,
     /// Milliseconds after `begun` at which the read that is being waited for began.
     reading_since: AtomicU64,
@@ -107,6 +107,11 @@ impl<S: Message, R: Message + DeserializeOwned> Link<S, R> {
                 Ok(false)
             }
         }
+    }
+
+    /// Whether messages wait because the network does not take them as fast as they come.
+    pub(super) fn is_behind(&self) -> bool {
+        self.outgoing.piles_up()
     }
 
     /// Sends a message without a body, however long it takes until there is room.

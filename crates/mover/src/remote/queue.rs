@@ -67,6 +67,11 @@ impl<T> Queue<T> {
         self.lock().items.is_empty()
     }
 
+    /// Whether it is at least half full: whoever takes items is the slower side.
+    pub(super) fn piles_up(&self) -> bool {
+        self.lock().items.len() >= self.capacity.div_ceil(2)
+    }
+
     pub(super) fn is_closed(&self) -> bool {
         self.lock().closed
     }
@@ -115,10 +120,12 @@ mod tests {
     fn is_bounded_and_gives_out_what_is_left_after_it_is_closed() {
         let queue = Queue::new(2);
         assert_eq!(queue.pop(Duration::ZERO), Popped::Nothing);
+        assert!(!queue.piles_up());
         assert_eq!(
             [1, 2, 3].map(|item| queue.push(item, Duration::ZERO)),
             [Ok(()), Ok(()), Err(3)]
         );
+        assert!(queue.piles_up());
         queue.close();
         assert_eq!(queue.push(4, Duration::MAX), Err(4));
         let popped = [(); 3].map(|()| queue.pop(Duration::MAX));

@@ -29,8 +29,8 @@ pub struct RemoteOptions {
     pub heartbeat: Heartbeat,
     /// Most bytes per second that are written to a connection.
     pub bytes_per_second: Option<std::num::NonZeroU64>,
-    /// Whether chunks are compressed on the wire (zstd, level 1): for dumps that were made without compression, over
-    /// connections slower than some 200 MB/s (120 MB/s carry 200 MB/s of table data; one core compresses them).
+    /// Whether chunks may be compressed on the wire (zstd, level 1): for dumps that were made without compression. It is done
+    /// where the network is the slower part, that is where chunks wait to be sent.
     pub compress: bool,
 }
 
@@ -107,7 +107,8 @@ impl Counters {
 }
 
 impl RemoteTarget {
-    /// Makes a target that has no connection yet. `on_change` is called, on any thread, when a connection begins or ends.
+    /// Makes a target that has no connection yet. `on_change` is called, on any thread, when a connection begins or ends, and when
+    /// a call has waited for one as long as a heartbeat takes.
     pub fn new(
         options: RemoteOptions,
         on_change: impl Fn(&RemoteStatus) + Send + Sync + 'static,
@@ -193,6 +194,8 @@ impl RemoteTarget {
 
     /// Waits for a connection.
     fn link<W: Work>(&self, work: &mut W, moved: Instant) -> Result<Arc<SourceLink>, MoveError> {
+        let begun = Instant::now();
+        let mut told = false;
         loop {
             {
                 let mut state = self.shared.lock();
@@ -211,6 +214,11 @@ impl RemoteTarget {
                     return Err(MoveError::Unreachable { since, reason });
                 }
                 drop(self.shared.changed.wait_timeout(state, LOOK));
+            }
+            // The end of a connection was told; that there never was one matters only now.
+            if !told && begun.elapsed() > self.options.heartbeat.every {
+                told = true;
+                self.shared.tell_change();
             }
             work.look()?;
         }

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use super::link::{Ended, Link};
 use super::message::{ToSource, ToTarget, Wanted};
 use super::remote_target::Counters;
-use crate::chunk::{CHUNK, ChunkSum, chunks_of};
+use crate::chunk::{CHUNK, ChunkSum, PIECE, Summing, chunks_of};
 use crate::copy::{CopyFile, Delivered, Progress, Reuse};
 use crate::delivery::Place;
 use crate::directory::Directory;
@@ -184,8 +184,9 @@ impl<'a> Sending<'a> {
             }
             self.count(at, chunk, length);
             let (body, packed) = match &mut self.packer {
-                Some(packer) => packer.pack(data, run.link),
-                None => (data, false),
+                // Otherwise the network is faster than compressing.
+                Some(packer) if run.link.is_behind() => packer.pack(data, run.link),
+                _ => (data, false),
             };
             let length = u32::try_from(length).unwrap_or(u32::MAX);
             self.make_room(run)?;
@@ -426,17 +427,24 @@ impl Reader {
         let length =
             usize::try_from(source.length() - self.bytes).map_or(CHUNK, |left| left.min(CHUNK));
         data.resize(length, 0);
-        if source.read_at(data, self.bytes)? < length {
-            return Err(source.changed());
+        let before = outgoing.chunks.get(usize::try_from(self.number).unwrap_or(usize::MAX));
+        let mut summing = Summing::new();
+        let mut offset = self.bytes;
+        for piece in data.chunks_mut(PIECE) {
+            if source.read_at(piece, offset)? < piece.len() {
+                return Err(source.changed());
+            }
+            if before.is_none() {
+                self.sha.update(&*piece);
+            }
+            summing.update(piece);
+            offset += piece.len() as u64;
         }
-        let sum = ChunkSum::of(data);
-        match outgoing.chunks.get(usize::try_from(self.number).unwrap_or(usize::MAX)) {
+        let sum = summing.sum();
+        match before {
             Some((before, _)) if *before != sum => return Err(source.changed()),
             Some((_, sha)) => self.sha = sha.clone(),
-            None => {
-                self.sha.update(&*data);
-                outgoing.chunks.push((sum, self.sha.clone()));
-            }
+            None => outgoing.chunks.push((sum, self.sha.clone())),
         }
         self.number += 1;
         self.bytes += length as u64;
@@ -444,7 +452,7 @@ impl Reader {
     }
 }
 
-/// Compresses chunks that become smaller by it.
+/// Compresses chunks that become smaller by at least an eighth.
 struct Packer(zstd::bulk::Compressor<'static>);
 
 impl Packer {
@@ -457,13 +465,13 @@ impl Packer {
         let mut packed = link.buffer();
         packed.resize(data.len(), 0);
         match self.0.compress_to_buffer(&data, &mut packed[..]) {
-            Ok(length) if length < data.len() => {
+            Ok(length) if length <= data.len() - data.len() / 8 => {
                 packed.truncate(length);
                 link.give_back(data);
                 (packed, true)
             }
             _ => {
-                link.give_back(packed); // it does not fit: it would be longer
+                link.give_back(packed); // not worth the work on the other side
                 (data, false)
             }
         }

@@ -15,7 +15,7 @@ use rustix::fs::Advice;
 use super::journal::{Journal, NewChunk};
 use super::message::ToSource;
 use super::queue::{Popped, Queue};
-use crate::chunk::{CHUNK, ChunkSum};
+use crate::chunk::{CHUNK, PIECE, Summing};
 use crate::directory::Directory;
 use crate::error::MoveError;
 
@@ -218,9 +218,14 @@ impl Unit {
             // Where the file system keeps the pages (tmpfs has no other place), reading back still proves the write.
             let length = std::num::NonZeroU64::new(u64::from(chunk.length));
             let _ = rustix::fs::fadvise(handle, offset, length, Advice::DontNeed);
-            buffer.resize(chunk.length as usize, 0);
-            handle.read_exact_at(buffer, offset).map_err(|err| fail("read back", err))?;
-            if ChunkSum::of(buffer) != chunk.sum {
+            let mut summing = Summing::new();
+            for from in (0..chunk.length as usize).step_by(PIECE) {
+                buffer.resize((chunk.length as usize - from).min(PIECE), 0);
+                let read = handle.read_exact_at(buffer, offset + from as u64);
+                read.map_err(|err| fail("read back", err))?;
+                summing.update(buffer);
+            }
+            if summing.sum() != chunk.sum {
                 return Err(MoveError::Differs { path: site.directory.join(name) });
             }
         }

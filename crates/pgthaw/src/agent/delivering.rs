@@ -1,20 +1,20 @@
 //! The way to the target: a directory of this machine, or the sending half of a data mover for another machine's.
 //!
-//! The server makes the connections to the other machine and has them handed over on a socket of the session; when one breaks,
-//! delivery waits for the next.
+//! The server makes the lines to the other machine and has them handed over on a socket of the session; the two halves of the mover
+//! meet over them. When a connection breaks, delivery waits for the next.
 
 use std::fs::File;
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use pgthaw_mover::{
     Connection, EXPORT_JSON, RemoteOptions, RemoteStatus, RemoteTarget, SHA256SUMS, Target,
-    TargetDirectory, TargetState,
+    TargetDirectory, TargetState, meet,
 };
 use pgthaw_session::AgentView;
 use pgthaw_session::observed::Failure;
@@ -58,22 +58,40 @@ pub fn remote_target(
             view.version += 1;
         });
     };
-    let stall_limit = Duration::from_secs(assignment.request.stall_timeout);
-    let options = RemoteOptions { stall_limit, ..RemoteOptions::default() };
+    let options = RemoteOptions {
+        stall_limit: Duration::from_secs(assignment.request.stall_timeout),
+        bytes_per_second: assignment.request.mover.bytes_per_second,
+        compress: is_uncompressed(assignment.request.compress.as_deref()),
+        ..RemoteOptions::default()
+    };
     let target = Arc::new(RemoteTarget::new(options, on_change));
     let connected = target.clone();
     std::thread::spawn(move || {
         for holder in listener.incoming().flatten() {
-            // Whoever has handed over something else is told by the end of his connection.
-            let Ok(Handed { input, output, holder, .. }) = take_over(holder) else { continue };
-            let close = move || {
-                let _ = holder.shutdown(Shutdown::Both); // its process ends, and with it the connection
-            };
-            connected
-                .connect(Connection::new(File::from(input), File::from(output)).closed_by(close));
+            let connected = connected.clone();
+            // Meeting the other half takes a while: a newer line must not wait for it.
+            std::thread::spawn(move || match connect(holder) {
+                Ok(connection) => connected.connect(connection),
+                Err(err) => eprintln!("no connection to the target: {err}"), // the server makes another
+            });
         }
     });
     Ok(Some(target))
+}
+
+/// Whether pg_dump was asked not to compress: without `-Z` it compresses a directory with gzip.
+fn is_uncompressed(compress: Option<&str>) -> bool {
+    matches!(compress, Some("none" | "0"))
+}
+
+/// Takes a line over that was handed to us, and meets the other half of the data mover as the server asks over it.
+fn connect(holder: UnixStream) -> io::Result<Connection> {
+    let Handed { input, output, holder, .. } = take_over(holder)?;
+    let close = move || {
+        let _ = holder.shutdown(Shutdown::Both); // its process ends, and with it the line
+    };
+    // A direct connection goes on when the line is lost; the next line's takes its place.
+    Ok(meet(File::from(input), File::from(output), close)?.connection)
 }
 
 /// The target, locked for this session as long as the agent lives.
@@ -122,4 +140,23 @@ pub fn open(
     };
     Err(Failure::new(format!("target `{}` is no longer empty: {found}", path.display()))
         .hint("move that away and retry, or cancel and export to another directory"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_uncompressed;
+
+    #[test]
+    fn what_pg_dump_compresses_is_not_compressed_again() {
+        let cases = [
+            (None, false),
+            (Some("none"), true),
+            (Some("0"), true),
+            (Some("6"), false),
+            (Some("zstd:3"), false),
+        ];
+        for (compress, want) in cases {
+            assert_eq!(is_uncompressed(compress), want, "{compress:?}");
+        }
+    }
 }

@@ -8,6 +8,7 @@
 //! | receive | here | the receiving half of a data mover works in the target directory |
 //! | socket  | [`handing`] | the connection itself is handed to whoever listens on a socket of the session |
 //! | offer   | [`handing`] | the connection itself is handed to the server here, which may use it to reach the near side |
+//! | meet    | here | a data mover's half tries whether it can connect to the other one |
 //!
 //! Nothing of a session depends on this process: agents are detached from it.
 
@@ -16,6 +17,7 @@ pub mod handing;
 
 use std::fs::File;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::process::ExitCode;
 
@@ -23,7 +25,7 @@ use pgthaw_link::{
     GreetingError, PROTOCOL, Purpose, Welcome, own_build, remove_if_unused, serve_calls,
     welcome_and_greet,
 };
-use pgthaw_mover::{Connection, Heartbeat, MoveError, receive};
+use pgthaw_mover::{Heartbeat, Met, MoveError, meet, receive};
 use tokio::net::unix::pipe;
 
 use crate::agent::delivering;
@@ -110,6 +112,7 @@ pub async fn serve(
         user: user.map_or_else(|_| uid.to_string(), |user| user.name),
         uid,
         only: only.map(|only| only.name().to_owned()),
+        address: std::env::var("SSH_CONNECTION").ok().and_then(|ends| own_address(&ends)),
     };
     // Unbuffered: whoever gets the connection after the greetings must get every byte of it.
     let greeting = welcome_and_greet(&mut input, &mut output, &welcome).await?;
@@ -135,6 +138,10 @@ pub async fn serve(
             let (input, output) = (input.into_blocking_fd()?, output.into_blocking_fd()?);
             on_a_thread(move || receive_export(&session, &directory, replace, input, output)).await
         }
+        Purpose::Meet => {
+            let (input, output) = (input.into_blocking_fd()?, output.into_blocking_fd()?);
+            on_a_thread(move || meet(input.into(), output.into(), || {}).map(drop)).await
+        }
     }
 }
 
@@ -144,6 +151,7 @@ fn allowed(only: Option<Only>, purpose: &Purpose) -> bool {
         (None, _) | (_, Purpose::Calls) => true,
         (Some(Only::Staging), Purpose::Socket(_)) => true,
         (Some(Only::Target), Purpose::Receive { .. }) => true,
+        (Some(Only::Staging | Only::Target), Purpose::Meet) => true,
         (Some(Only::Server), Purpose::Offer(_)) => true,
         (Some(_), _) => false,
     }
@@ -159,6 +167,11 @@ async fn on_a_thread(
     Ok(())
 }
 
+/// This machine's address in `SSH_CONNECTION`, which sshd sets: client's address and port, server's address and port.
+fn own_address(ends: &str) -> Option<IpAddr> {
+    ends.split(' ').nth(2)?.parse().ok()
+}
+
 /// Runs the receiving half of a data mover: it keeps nothing in memory that matters, and ends with its connection.
 fn receive_export(
     session: &str,
@@ -167,7 +180,10 @@ fn receive_export(
     input: OwnedFd,
     output: OwnedFd,
 ) -> io::Result<()> {
-    let connection = Connection::new(File::from(input), File::from(output));
+    let Met { connection, line } = meet(File::from(input), File::from(output), || {})?;
+    if let Some(line) = line {
+        connection.end_with(line); // whoever undoes the export must not wait for a staging server that is away
+    }
     let opened = delivering::open(directory, session, replace);
     let target = match &opened {
         Ok(target) => Ok(target),
@@ -196,4 +212,23 @@ fn standard_streams() -> io::Result<(pipe::Receiver, pipe::Sender)> {
     rustix::stdio::dup2_stdout(&nothing)?;
     let input = pipe::Receiver::from_owned_fd_unchecked(input)?;
     Ok((input, pipe::Sender::from_owned_fd_unchecked(output)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sshd_tells_at_which_address_it_was_reached() {
+        let cases = [
+            ("10.77.0.1 50514 10.77.0.2 22", Some("10.77.0.2")),
+            ("2001:db8::1 50514 2001:db8::2 22", Some("2001:db8::2")),
+            ("fe80::1%eth0 50514 fe80::2%eth0 22", None),
+            ("UNKNOWN 65535 UNKNOWN 65535", None),
+            ("", None),
+        ];
+        for (ends, want) in cases {
+            assert_eq!(own_address(ends), want.map(|address| address.parse().unwrap()), "{ends}");
+        }
+    }
 }

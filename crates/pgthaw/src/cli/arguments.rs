@@ -3,11 +3,14 @@
 //! Owns spelling and help; leaves what the values mean to [`super::values`] and what becomes of them to [`super::requests`].
 #![allow(rustdoc::invalid_html_tags)] // the doc comments here are the help that a terminal shows
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
-use super::values::{self, RepositoryName};
+use pgthaw_session::MoverChoice;
+
+use super::values::{self, Ports, RepositoryName};
 
 /// Exports chosen databases out of a physical PostgreSQL backup without restoring it.
 ///
@@ -215,6 +218,9 @@ pub struct ExportOptions {
     /// Where and how the work is done.
     #[command(flatten)]
     pub work: WorkOptions,
+    /// How the dump travels.
+    #[command(flatten)]
+    pub mover: MoverOptions,
 }
 
 /// What pg_dump does.
@@ -317,6 +323,30 @@ pub struct WorkOptions {
     /// End what runs on a machine, and leave nothing there, when pgthaw's server has not been heard of for so long; without it 1d
     #[arg(long, value_name = "TIME", value_parser = values::lease)]
     pub lease: Option<u64>,
+}
+
+/// How the dump travels.
+#[derive(Debug, Args, Default)]
+#[command(next_help_heading = "How the dump travels to another machine")]
+pub struct MoverOptions {
+    /// Connect staging server and target directly on one of these ports [default: 47000-47099]
+    ///
+    /// The target listens on the first free one, or else the staging server, until the other one has connected; TLS 1.3, with keys that
+    /// are made for the session and exchanged over ssh. Where firewalls allow neither, the dump goes through this machine over
+    /// ssh; `none` wants just that.
+    #[arg(long, value_name = "FIRST-LAST|none", value_parser = values::ports)]
+    pub mover_ports: Option<Ports>,
+    /// Send at most this much per second, for example 10MB
+    #[arg(long, value_name = "RATE", value_parser = values::rate)]
+    pub bwlimit: Option<NonZeroU64>,
+}
+
+impl MoverOptions {
+    /// What a request holds of them.
+    pub fn choice(&self) -> MoverChoice {
+        let ports = self.mover_ports.map_or(MoverChoice::default().ports, |Ports(ports)| ports);
+        MoverChoice { ports, bytes_per_second: self.bwlimit }
+    }
 }
 
 /// `pgthaw check`.

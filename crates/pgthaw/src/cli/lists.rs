@@ -300,10 +300,9 @@ pub fn session(status: &Status, zone: &TimeZone) -> String {
         |name, value: &Option<String>| value.as_ref().map(|value| (name, text::one_line(value)));
     facts.extend(named("backup", &status.backup));
     facts.extend(named("recovered to", &status.recovery_lsn));
-    facts.extend([
-        ("target", text::one_line(&status.target)),
-        ("delivered", text::size(status.bytes_done)),
-    ]);
+    facts.push(("target", text::one_line(&status.target)));
+    facts.extend(status.dump_way.iter().map(|way| ("dump goes", text::one_line(&way.text))));
+    facts.extend([("delivered", text::size(status.bytes_done))]);
     let mut lines: Vec<String> =
         facts.into_iter().map(|(name, value)| format!("{name:<13} {value}")).collect();
     if !status.databases.is_empty() {

@@ -239,6 +239,7 @@ impl Surroundings {
             retries: work.retries.unwrap_or(DEFAULT_RETRIES),
             retry_for: work.retry_for.unwrap_or(DEFAULT_RETRY_FOR),
             lease: work.lease.unwrap_or(DEFAULT_LEASE),
+            mover: options.mover.choice(),
         })
     }
 }
@@ -316,6 +317,7 @@ fn pg_dump_arguments(dump: &DumpOptions) -> Result<Vec<String>, ApiError> {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use pgthaw_session::MoverChoice;
 
     use super::*;
     use crate::cli::arguments::{Arguments, Command};
@@ -386,6 +388,7 @@ mod tests {
             retries: 3,
             retry_for: 3600,
             lease: 86400,
+            mover: MoverChoice::default(),
         };
         assert_eq!(got, want);
     }
@@ -444,6 +447,10 @@ mod tests {
             "other",
             "--allow-damaged",
             "--verify-source",
+            "--mover-ports",
+            "5000-5009",
+            "--bwlimit",
+            "10MB",
             "--stanza",
             "main",
             "--wal-archive",
@@ -509,6 +516,10 @@ mod tests {
             retries: 3,
             retry_for: 3600,
             lease: 86400,
+            mover: MoverChoice {
+                ports: Some((5000, 5009)),
+                bytes_per_second: NonZero::new(10 << 20),
+            },
         };
         assert_eq!(got, want);
     }

@@ -3,6 +3,7 @@
 //! Each function is a value parser for `clap`: its error becomes part of a usage error (exit code 2). Nothing here looks
 //! at the file system.
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 /// The formats of repositories that are read, as `KIND:PATH` names them.
@@ -103,6 +104,29 @@ pub fn lease(text: &str) -> Result<u64, String> {
     }
 }
 
+/// Ports, first and last, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ports(pub Option<(u16, u16)>);
+
+/// Reads a range of ports, one port, or `none`.
+pub fn ports(text: &str) -> Result<Ports, String> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    match (first.parse(), last.parse()) {
+        _ if text == "none" => Ok(Ports(None)),
+        (Ok(first @ 1..), Ok(last)) if first <= last => Ok(Ports(Some((first, last)))),
+        _ => Err(format!("`{text}` is no range of ports: write it like 47000-47099")),
+    }
+}
+
+/// Reads bytes per second, with a unit: a bare number means KiB to rsync, and bytes elsewhere.
+pub fn rate(text: &str) -> Result<NonZeroU64, String> {
+    let per_second = text.strip_suffix("/s").unwrap_or(text);
+    let unit = per_second.ends_with(|last: char| last.is_ascii_alphabetic());
+    let bytes = size(per_second).ok().filter(|_| unit).and_then(NonZeroU64::new);
+    bytes
+        .ok_or_else(|| format!("`{text}` is no rate: write it like 10MB, which is 10MB per second"))
+}
+
 /// Reads the size of a cache: one that cannot hold a few pages of several files at a time cannot work.
 pub fn cache_size(text: &str) -> Result<u64, String> {
     match size(text)? {
@@ -172,6 +196,40 @@ mod tests {
         ];
         for (text, want) in cases {
             assert_eq!(seconds(text).ok(), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn rates_have_a_unit() {
+        let cases = [
+            ("10MB", 10 << 20),
+            ("1.5MB", 0),
+            ("500 kB/s", 500 << 10),
+            ("1g", 1 << 30),
+            ("5000", 0),
+            ("0MB", 0),
+            ("MB", 0),
+            ("", 0),
+        ];
+        for (text, want) in cases {
+            assert_eq!(rate(text).ok(), NonZeroU64::new(want), "{text}");
+        }
+    }
+
+    #[test]
+    fn ports_are_ranges_that_can_be_listened_on() {
+        let cases = [
+            ("47000-47099", Some(Some((47000, 47099)))),
+            ("8443", Some(Some((8443, 8443)))),
+            ("none", Some(None)),
+            ("0-10", None),
+            ("47099-47000", None),
+            ("1-65536", None),
+            ("-", None),
+            ("", None),
+        ];
+        for (text, want) in cases {
+            assert_eq!(ports(text).ok(), want.map(Ports), "{text}");
         }
     }
 

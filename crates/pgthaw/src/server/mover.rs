@@ -1,62 +1,272 @@
-//! The way of a dump to a target on another machine than the staging server: two connections for it alone, joined here.
+//! The way of a dump to a target on another machine than the staging server.
+//!
+//! The server has a line of its own to each half of the mover, and lets them meet. They connect directly where they can; else the two
+//! lines are joined here:
 //!
 //! ```text
 //! agent ── (handed over by pgthaw attach) ── [sshd ── ssh] ── server ── [ssh ── sshd] ── pgthaw attach, receiving ── target
 //! ```
-//! The kernel moves the bytes from the one pipe into the other (splice(2)); they are never copied into this process.
+//! The kernel moves the bytes from the one pipe into the other (splice(2)); they are never copied into this process. A direct
+//! connection outlives a line that is cut, but not one that is closed.
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use pgthaw_link::{OpenLine, Purpose};
+use pgthaw_link::{OpenLine, Purpose, read_line, write_line};
+use pgthaw_mover::{Answer, Fingerprint, Order};
+use pgthaw_session::{DumpWay, MoverChoice};
 use rustix::pipe::{SpliceFlags, splice};
+use tokio::sync::watch;
 
 use super::kept::{Connected, Kept};
 use super::site::Site;
+use crate::wire::{ApiError, CheckReport};
 
 /// Bytes that are asked to be moved at a time; a pipe holds less.
 const MOST: usize = 1 << 20;
+/// The halves answer sooner than this, whatever firewall lies between them.
+const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
-/// Keeps the agent on `staging`, which listens on `socket` there, connected with the receiving half of a data mover on `target`.
-pub fn keep(staging: Site, socket: PathBuf, target: Site, receive: Purpose) -> Kept {
-    Kept::keep(move |connected| {
-        let (staging, target) = (staging.clone(), target.clone());
-        let (send, receive) = (Purpose::Socket(socket.clone()), receive.clone());
-        async move { connect(&staging, &send, &target, &receive, &connected).await }
-    })
+/// The kept connection between the two halves of a data mover.
+#[derive(Debug)]
+pub struct Mover {
+    /// Whether there is one now.
+    pub kept: Kept,
+    way: watch::Receiver<Option<DumpWay>>,
 }
 
-/// Makes the two connections, joins them, and returns why they ended.
-async fn connect(
-    staging: &Site,
-    send: &Purpose,
-    target: &Site,
-    receive: &Purpose,
-    connected: &Connected,
-) -> String {
-    let (from, to) = match tokio::join!(staging.open(send), target.open(receive)) {
-        (Ok(from), Ok(to)) => (from, to),
-        (Err(err), _) | (_, Err(err)) => return err.message,
+impl Mover {
+    /// Keeps the agent on `staging`, which listens on `socket` there, connected with the receiving half of a data mover on `target`.
+    pub fn keep(
+        staging: Site,
+        socket: PathBuf,
+        target: Site,
+        receive: Purpose,
+        choice: MoverChoice,
+    ) -> Self {
+        let (tell, way) = watch::channel(None);
+        let kept = Kept::keep(move |connected| {
+            let (staging, target, tell) = (staging.clone(), target.clone(), tell.clone());
+            let (send, receive) = (Purpose::Socket(socket.clone()), receive.clone());
+            async move {
+                let joined = Joined { staging: &staging, target: &target, choice };
+                joined.connect(&send, &receive, &connected, &tell).await
+            }
+        });
+        Self { kept, way }
+    }
+
+    /// The way that was taken last; none before, or where one end is this machine and there is no choice.
+    pub fn way(&self) -> Option<DumpWay> {
+        self.way.borrow().clone()
+    }
+}
+
+/// Finds out whether the halves of a data mover could connect directly, where neither machine is this one.
+pub async fn try_out(staging: &Site, target: &Site, choice: MoverChoice, report: &mut CheckReport) {
+    let joined = Joined { staging, target, choice };
+    if !joined.both_are_elsewhere() {
+        return;
+    }
+    let found = async {
+        let (mut from, mut to) =
+            joined.open(&Purpose::Meet, &Purpose::Meet).await.map_err(|err| err.message)?;
+        joined.meet(&mut from, &mut to).await
     };
-    let (
-        OpenLine { carrier: mut sender, input: back, output: forth, .. },
-        OpenLine { carrier: mut receiver, input, output, .. },
-    ) = (from, to);
-    let pipes = (
-        forth.into_owned_fd(),
-        input.into_owned_fd(),
-        output.into_owned_fd(),
-        back.into_owned_fd(),
-    );
-    let (Ok(forth), Ok(input), Ok(output), Ok(back)) = pipes else {
-        return "the connections' pipes cannot be used".into();
+    match found.await {
+        Ok(DumpWay { direct: true, text }) => {
+            report.passed.push(format!("the dump will go {text}"));
+        }
+        Ok(DumpWay { direct: false, text }) if choice.ports.is_none() => {
+            report.passed.push(format!("the dump will go {text}"));
+        }
+        Ok(DumpWay { direct: false, text }) => {
+            let (first, last) = choice.ports.unwrap_or_default();
+            let remedy = format!(
+                "to spare this machine the work, let {} connect to ports {first} to {last} of {}, or the other way round",
+                staging.name(),
+                target.name()
+            );
+            report.warning(format!("the dump will go {text}"), Some(remedy));
+        }
+        Err(why) => {
+            report.warning(format!("whether movers can connect directly is not known: {why}"), None)
+        }
+    }
+}
+
+/// Two machines to be connected.
+struct Joined<'a> {
+    staging: &'a Site,
+    target: &'a Site,
+    choice: MoverChoice,
+}
+
+impl Joined<'_> {
+    /// Otherwise one ssh connection is all there is between them, and no machine could be left out.
+    fn both_are_elsewhere(&self) -> bool {
+        self.staging.machine().is_some() && self.target.machine().is_some()
+    }
+
+    async fn open(&self, send: &Purpose, receive: &Purpose) -> Result<(Half, Half), ApiError> {
+        let (from, to) = tokio::try_join!(self.staging.open(send), self.target.open(receive))?;
+        let half = |line, site: &Site| Half { line, name: site.name() };
+        Ok((half(from, self.staging), half(to, self.target)))
+    }
+
+    /// Makes the two lines, lets the halves meet, and returns why that ended.
+    async fn connect(
+        &self,
+        send: &Purpose,
+        receive: &Purpose,
+        connected: &Connected,
+        tell: &watch::Sender<Option<DumpWay>>,
+    ) -> String {
+        let (mut from, mut to) = match self.open(send, receive).await {
+            Ok(both) => both,
+            Err(err) => return err.message,
+        };
+        let way = match self.meet(&mut from, &mut to).await {
+            Ok(way) => way,
+            Err(why) => return why,
+        };
+        let direct = way.direct;
+        if self.both_are_elsewhere() {
+            tell.send_replace(Some(way));
+        }
+        let (mut sender, mut receiver) = (from.line.carrier, to.line.carrier);
+        // The target's half of a direct connection ends with its line.
+        let held = (from.line.input, from.line.output, to.line.input, to.line.output);
+        let _held = if direct {
+            Some(held)
+        } else {
+            let (back, forth, input, output) = held;
+            let pipes = (
+                forth.into_owned_fd(),
+                input.into_owned_fd(),
+                output.into_owned_fd(),
+                back.into_owned_fd(),
+            );
+            let (Ok(forth), Ok(input), Ok(output), Ok(back)) = pipes else {
+                return "the connections' pipes cannot be used".into();
+            };
+            std::thread::spawn(move || join(&forth, &input));
+            std::thread::spawn(move || join(&output, &back));
+            None
+        };
+        connected.yes();
+        tokio::select! {
+            () = sender.wait() => format!("the connection to {} is lost", from.name),
+            () = receiver.wait() => format!("the connection to {} is lost", to.name),
+        }
+    }
+
+    /// Lets the halves connect directly, the target listening, else the staging server; else over their lines. Fails where a half does
+    /// not answer.
+    async fn meet(&self, from: &mut Half, to: &mut Half) -> Result<DumpWay, String> {
+        let way = match self.choice.ports {
+            _ if !self.both_are_elsewhere() => Err("one end is this machine".to_owned()),
+            None => Err("direct connections are switched off".to_owned()),
+            Some(ports) => introduced(from, to, ports).await?,
+        };
+        let (order, way) = match way {
+            Ok(text) => (Order::Direct, DumpWay { direct: true, text }),
+            Err(why) => {
+                let text = format!("through this machine: {why}");
+                (Order::Relay, DumpWay { direct: false, text })
+            }
+        };
+        tokio::try_join!(from.order(&order), to.order(&order))?;
+        Ok(way)
+    }
+}
+
+/// The way between two halves that know nothing of each other yet, or why there is none.
+async fn introduced(
+    from: &mut Half,
+    to: &mut Half,
+    ports: (u16, u16),
+) -> Result<Result<String, String>, String> {
+    let (sender, receiver) = tokio::try_join!(from.introduce(), to.introduce())?;
+    let at_target = match listen_and_dial(to, from, ports, sender).await? {
+        Ok(port) => {
+            return Ok(Ok(format!("directly from {} to port {port} of {}", from.name, to.name)));
+        }
+        Err(why) => why,
     };
-    std::thread::spawn(move || join(&forth, &input));
-    std::thread::spawn(move || join(&output, &back));
-    connected.yes();
-    tokio::select! {
-        () = sender.wait() => format!("the connection to {} is lost", staging.name()),
-        () = receiver.wait() => format!("the connection to {} is lost", target.name()),
+    let at_staging = match listen_and_dial(from, to, ports, receiver).await? {
+        Ok(port) => {
+            return Ok(Ok(format!("directly from port {port} of {} to {}", from.name, to.name)));
+        }
+        Err(why) => why,
+    };
+    Ok(Err(format!("{at_target}; {at_staging}")))
+}
+
+/// Lets one half listen and the other one, which has the certificate `peer`, connect to it; returns the port, or why that is not possible.
+async fn listen_and_dial(
+    listener: &mut Half,
+    dialer: &mut Half,
+    ports: (u16, u16),
+    peer: Fingerprint,
+) -> Result<Result<u16, String>, String> {
+    let Some(address) = listener.line.welcome.address else {
+        return Ok(Err(format!("ssh does not tell the address of {}", listener.name)));
+    };
+    let offer = match listener.ask(&Order::Listen { address, ports, peer }).await? {
+        Answer::Listening(offer) => offer,
+        Answer::Failed(why) => return Ok(Err(format!("{}: {why}", listener.name))),
+        other => return Err(listener.nonsense(&other)),
+    };
+    let port = offer.port;
+    let dial = Order::Dial { address, offer };
+    let (dialed, accepted) = tokio::try_join!(dialer.ask(&dial), listener.answer())?;
+    Ok(judge(&dialer.name, &dialed, &accepted).map(|()| port))
+}
+
+/// Whether both halves have the connection. What the dialer says tells more: the listener only waited.
+fn judge(dialer: &str, dialed: &Answer, accepted: &Answer) -> Result<(), String> {
+    match (dialed, accepted) {
+        (Answer::Connected, Answer::Connected) => Ok(()),
+        (Answer::Failed(why), _) | (_, Answer::Failed(why)) => Err(format!("{dialer}: {why}")),
+        _ => Err(format!("{dialer}: no connection")),
+    }
+}
+
+/// One half of the mover and the line to it.
+struct Half {
+    line: OpenLine,
+    name: String,
+}
+
+impl Half {
+    async fn order(&mut self, order: &Order) -> Result<(), String> {
+        let said = write_line(&mut self.line.input, order).await;
+        said.map_err(|err| format!("the connection to {} is lost: {err}", self.name))
+    }
+
+    async fn answer(&mut self) -> Result<Answer, String> {
+        let line = tokio::time::timeout(ANSWER_LIMIT, read_line(&mut self.line.output)).await;
+        let line = line.map_err(|_| format!("the mover on {} does not answer", self.name))?;
+        let line = line.map_err(|err| format!("the connection to {} is lost: {err}", self.name))?;
+        serde_json::from_str(&line).map_err(|err| format!("the mover on {} says {err}", self.name))
+    }
+
+    async fn ask(&mut self, order: &Order) -> Result<Answer, String> {
+        self.order(order).await?;
+        self.answer().await
+    }
+
+    async fn introduce(&mut self) -> Result<Fingerprint, String> {
+        match self.ask(&Order::Introduce).await? {
+            Answer::Introduced(certificate) => Ok(certificate),
+            other => Err(self.nonsense(&other)),
+        }
+    }
+
+    fn nonsense(&self, answer: &Answer) -> String {
+        format!("the mover on {} answers another question: {answer:?}", self.name)
     }
 }
 

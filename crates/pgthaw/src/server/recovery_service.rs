@@ -25,9 +25,10 @@ use tokio::sync::{mpsc, watch};
 use super::agent_link::{AgentLink, Watch};
 use super::audit::Audit;
 use super::kept::Kept;
+use super::mover::{self, Mover};
 use super::sessions::SessionsDirectory;
 use super::site::{Site, Sites};
-use super::{bundle, mount_service, mover, reads};
+use super::{bundle, mount_service, reads};
 use crate::agent::space::human_size;
 use crate::agent::{delivering, mounting};
 use crate::delivered::Delivered;
@@ -200,7 +201,8 @@ impl RecoveryService {
     pub async fn check(&self, mut request: ExportRequest) -> Result<CheckAnswer, ApiError> {
         let sites = self.sites(&request)?;
         sites.make_absolute(&mut request).await?;
-        let (facts, report) = look_at_machines(&sites, &request).await?;
+        let (facts, mut report) = look_at_machines(&sites, &request).await?;
+        mover::try_out(&sites.staging, &sites.target, request.mover, &mut report).await;
         Ok(CheckAnswer { recovery_line: recovery_line(&facts, request.recovery), report })
     }
 
@@ -482,7 +484,7 @@ struct Worker {
     /// The connection for reads of the repository by another machine's mount.
     reads: Option<Kept>,
     /// The connection between the two halves of the data mover, where the target is on another machine than the instance.
-    mover: Option<Kept>,
+    mover: Option<Mover>,
     /// Since when something is tried again and again.
     trying_since: Option<Instant>,
     /// How long the next rest in between is.
@@ -511,6 +513,7 @@ impl Worker {
             self.take_commands()?;
             self.look_at_agent();
             self.keep_connections();
+            self.note_dump_way()?;
             for entry in facts(&self.session, &self.observed) {
                 self.note(entry)?;
             }
@@ -681,8 +684,18 @@ impl Worker {
                 replace: request.replace,
             };
             let (staging, target) = (self.sites.staging.clone(), self.sites.target.clone());
-            self.mover =
-                Some(mover::keep(staging, delivering::mover_socket(place), target, receive));
+            let socket = delivering::mover_socket(place);
+            self.mover = Some(Mover::keep(staging, socket, target, receive, request.mover));
+        }
+    }
+
+    /// Says which way the dump goes, whenever that changes.
+    fn note_dump_way(&mut self) -> Result<(), journal::JournalError> {
+        match self.mover.as_ref().and_then(Mover::way) {
+            Some(way) if self.session.dump_way.as_ref() != Some(&way) => {
+                self.note(Entry::DumpWay(way))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -833,7 +846,8 @@ impl Worker {
             }
         };
         let kept_changes = async {
-            let [reads, mover] = [&mut self.reads, &mut self.mover].map(|kept| async {
+            let mover = self.mover.as_mut().map(|mover| &mut mover.kept);
+            let [reads, mover] = [self.reads.as_mut(), mover].map(|kept| async {
                 match kept {
                     Some(kept) => kept.changed().await,
                     None => std::future::pending().await,
@@ -871,19 +885,20 @@ impl Worker {
         let seen = self.observed.agent.as_ref();
         let trouble = trouble.borrow_and_update().clone();
         // Why the connection cannot be made tells more than that there is none.
-        let kept = |kept: &Option<Kept>| kept.as_ref().and_then(Kept::trouble);
+        let reads = self.reads.as_ref().and_then(Kept::trouble);
+        let mover = self.mover.as_ref().and_then(|mover| mover.kept.trouble());
         let because = |waiting: &String, why: Option<String>| match why {
             Some(why) => format!("{waiting}: {why}"),
             None => waiting.clone(),
         };
         self.observed.waiting = trouble.or_else(|| {
             let repository = seen?.waiting_for_repository.as_ref();
-            repository.map(|waiting| because(waiting, kept(&self.reads)))
+            repository.map(|waiting| because(waiting, reads))
         });
         if self.observed.waiting.is_none()
             && let Some(waiting) = seen.and_then(|seen| seen.waiting_for_target.as_ref())
         {
-            self.observed.waiting = Some(because(waiting, kept(&self.mover)));
+            self.observed.waiting = Some(because(waiting, mover));
         }
     }
 
@@ -1055,6 +1070,7 @@ fn log_line(record: &Record) -> Option<LogLine> {
         Entry::GaveUp(failure) => format!("gave up: {failure}"),
         Entry::CancelAsked => "cancel".into(),
         Entry::State(state) => format!("{state:?}").to_lowercase(),
+        Entry::DumpWay(way) => format!("the dump goes {}", way.text),
         Entry::Message(text) => text.clone(),
     };
     Some(LogLine { at: record.at, text })

@@ -7,5 +7,6 @@ mod support;
 
 mod faults;
 mod lab;
+mod movers;
 mod placements;
 mod refusals;

@@ -63,7 +63,7 @@ fn a_closed_laptop_goes_on_later() {
     let team = Team::new();
     let leftovers = team.leftovers();
     // Slow enough to be in the middle of the delivery for a while.
-    team.lab.throttle("backup1", "laptop", Some(400_000));
+    team.lab.throttle("db-stage", "laptop", Some(400_000));
     let mut export = team.start(&TO_LAPTOP);
     let arriving = || {
         let files = walk(&team.host("laptop").path("/home/ann/monday"));
@@ -76,7 +76,7 @@ fn a_closed_laptop_goes_on_later() {
         }
     }
     export.wait().unwrap();
-    team.lab.throttle("backup1", "laptop", None);
+    team.lab.throttle("db-stage", "laptop", None);
     team.wait_until("the session to say what it waits for", || {
         let sessions = team.sessions();
         let detail = sessions.last().and_then(|session| session["detail"].as_str());
@@ -97,14 +97,14 @@ fn a_killed_server_takes_its_sessions_up_again() {
         return;
     }
     let mut team = Team::new();
-    team.lab.throttle("backup1", "laptop", Some(400_000));
+    team.lab.throttle("db-stage", "laptop", Some(400_000));
     let export = team.start(&TO_LAPTOP);
     team.wait_until("the delivery", || {
         !walk(&team.host("laptop").path("/home/ann/monday")).is_empty()
     });
     team.kill_server();
     team.serve();
-    team.lab.throttle("backup1", "laptop", None);
+    team.lab.throttle("db-stage", "laptop", None);
     let output = export.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}\n{}", text(&output.stderr), team.logs());
     team.assert_delivered("laptop", "/home/ann/monday");

@@ -7,7 +7,7 @@ use pgthaw_postgres::binaries::Binaries;
 use pgthaw_postgres::locale::{Installed, Sources};
 use pgthaw_postgres::os_user::OsUser;
 use pgthaw_postgres::version::Major;
-use pgthaw_session::{ExportRequest, RecoveryChoice, RepositoryChoice};
+use pgthaw_session::{ExportRequest, MoverChoice, RecoveryChoice, RepositoryChoice};
 use pgthaw_source::repository::{BackupInfo, BackupType};
 
 use super::environment::{Directory, Locales, Programs, Target};
@@ -120,6 +120,7 @@ fn task() -> CheckTask {
         retries: 3,
         retry_for: 3600,
         lease: 86400,
+        mover: MoverChoice::default(),
     };
     let part = CheckPart::Everything;
     CheckTask { part, session: None, request, facts, delivered: Vec::new() }

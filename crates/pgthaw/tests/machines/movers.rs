@@ -1,0 +1,169 @@
+//! The ways of a dump from the staging server to the target: directly where a firewall lets one of them connect, else through the mount
+//! server.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::lab::{Machines, THREE, assert_nothing_left, possible};
+
+/// More than a session says besides the dump.
+const TALK: u64 = 200_000;
+
+/// The bytes that a link carries while something runs.
+fn carried<T>(machines: &Machines, from: &str, to: &str, run: impl FnOnce() -> T) -> (u64, T) {
+    let before = machines.lab.bytes(from, to);
+    let done = run();
+    (machines.lab.bytes(from, to) - before, done)
+}
+
+/// What the newest session says of the dump's way.
+fn way(session: &Value) -> (Option<bool>, String) {
+    let way = &session["dump_way"];
+    (way["direct"].as_bool(), way["text"].as_str().unwrap_or_default().to_owned())
+}
+
+/// What lies between staging server and target, and what follows.
+struct Case<'a> {
+    /// Connections that a firewall lets vanish: from, to.
+    blocked: &'a [(&'a str, &'a str)],
+    options: &'a [&'a str],
+    direct: bool,
+    /// What is said of the way.
+    words: &'a [&'a str],
+}
+
+#[test]
+fn a_dump_goes_directly_where_it_may() {
+    if !possible() {
+        return;
+    }
+    let machines = Machines::new();
+    let lab = &machines.lab;
+    let hosts = ["mount", "staging", "target"].map(|name| machines.host(name));
+    let listening = || hosts.map(|host| host.listening());
+    let before = listening();
+    let addresses = ["staging", "target"].map(|name| machines.host(name).address());
+    let refused = [
+        format!("dba@staging: connect to {}:47000", addresses[1]),
+        format!("ops@target: connect to {}:47000", addresses[0]),
+    ];
+    let meets = |blocked, direct, words| Case { blocked, options: &[], direct, words };
+    let blocked_there = [("staging", "target")];
+    let blocked_both = [("staging", "target"), ("target", "staging")];
+    let both_refused = ["through this machine", &refused[0], &refused[1]];
+    let cases = [
+        meets(&[], true, &["directly from dba@staging to port 47000 of ops@target"]),
+        meets(&blocked_there, true, &["directly from port 47000 of dba@staging to ops@target"]),
+        meets(&blocked_both, false, &both_refused),
+        Case {
+            options: &["--mover-ports", "5001"],
+            ..meets(&[], true, &["to port 5001 of ops@target"])
+        },
+        Case {
+            options: &["--mover-ports", "none"],
+            ..meets(&[], false, &["through this machine", "switched off"])
+        },
+    ];
+    for Case { blocked, options, direct, words } in cases {
+        let case = format!("blocked: {blocked:?}, {options:?}");
+        blocked.iter().for_each(|(from, to)| lab.block_ports(from, to));
+        let leftovers = machines.leftovers();
+        let arguments =
+            [&["check", machines.repository(), "-d", "crm", "-d", "sales"], &THREE[..], options];
+        let (out, err) = machines.expect(0, &arguments.concat());
+        let checked = out + &err;
+        let (bytes, ()) = carried(&machines, "staging", "target", || {
+            let export = machines.start(options);
+            machines.ended(export, 0);
+        });
+        let session = machines.session();
+        let (taken, text) = way(&session);
+        let said = std::fs::read_to_string(machines.host("mount").path("/home/ann/said")).unwrap();
+        assert_eq!(taken, Some(direct), "{case}: {session}\n{said}");
+        for word in words {
+            for told in [&text, &said, &checked] {
+                assert!(told.contains(word), "{case}: no `{word}` in {told}");
+            }
+        }
+        let delivered = session["bytes_done"].as_u64().unwrap();
+        assert!(delivered > 2 * TALK, "{delivered}");
+        match direct {
+            true => assert!(bytes > delivered, "{case}: {bytes} of {delivered}"),
+            false => assert!(bytes < TALK, "{case}: {bytes}"),
+        }
+        assert_eq!(session["attempts"], 1, "{case}");
+        assert_eq!(listening(), before, "{case}");
+        machines.assert_delivered();
+        assert_nothing_left(&leftovers, &case);
+        blocked.iter().for_each(|(from, to)| lab.open_ports(from, to));
+    }
+}
+
+/// Short cuts are ridden through; after a long one the dump goes on through the mount server, the same processes and no second attempt.
+#[test]
+fn a_direct_way_that_is_cut_is_gone_on_from() {
+    if !possible() {
+        return;
+    }
+    let machines = Machines::new();
+    for (seconds, direct) in [(6, true), (35, false)] {
+        let case = format!("staging-target cut for {seconds} s");
+        let leftovers = machines.leftovers();
+        machines.lab.throttle("staging", "target", Some(300_000));
+        let begun = machines.lab.bytes("staging", "target");
+        let export = machines.start(&[]);
+        machines.wait_until("a part of the dump", || {
+            machines.lab.bytes("staging", "target") > begun + TALK
+        });
+        let session = machines.session();
+        assert_eq!(way(&session).0, Some(true), "{case}: {session}");
+        machines.lab.cut("staging", "target");
+        machines.lab.throttle("staging", "target", None);
+        std::thread::sleep(Duration::from_secs(seconds));
+        machines.lab.mend("staging", "target");
+        machines.ended(export, 0);
+        let session = machines.session();
+        assert_eq!(way(&session).0, Some(direct), "{case}: {session}\n{}", machines.logs());
+        assert_eq!(session["attempts"], 1, "{case}");
+        machines.assert_delivered();
+        assert_nothing_left(&leftovers, &case);
+    }
+}
+
+#[test]
+fn a_limit_holds_whichever_way_the_dump_goes() {
+    if !possible() {
+        return;
+    }
+    const LIMIT: u64 = 1 << 20;
+    let machines = Machines::new();
+    // Options, and whether the dump is compressed on its way.
+    let cases = [
+        (&["--bwlimit", "1MB"][..], false),
+        (&["--bwlimit", "1MB/s", "--mover-ports", "none", "-Z", "none"], true),
+    ];
+    for (options, compressed) in cases {
+        let case = format!("{options:?}");
+        // Bytes that leave the staging server: to the mount server go the relayed dump and what is asked of the repository.
+        let left = || -> u64 {
+            ["mount", "target"].iter().map(|to| machines.lab.bytes("staging", to)).sum()
+        };
+        let export = machines.start(options);
+        machines.wait_for_step("dump");
+        let (begun, before) = (Instant::now(), left());
+        machines.ended(export, 0);
+        let (seconds, bytes) = (begun.elapsed().as_secs_f64(), left() - before);
+        let delivered = machines.session()["bytes_done"].as_u64().unwrap();
+        eprintln!("{case}: {bytes} bytes for {delivered} in {seconds:.1} s");
+        match compressed {
+            false => assert!(bytes > delivered, "{case}: {bytes} of {delivered}"),
+            true => assert!(bytes < delivered * 2 / 3, "{case}: {bytes} of {delivered}"),
+        }
+        assert!(bytes > 2 * LIMIT, "{case}: {bytes}");
+        // Packets have headers, and a moment passes before the first look.
+        let most = LIMIT as f64 * 1.1 * (seconds + 0.5);
+        assert!((bytes as f64) < most, "{case}: {bytes} in {seconds} s");
+        machines.assert_delivered();
+    }
+}
