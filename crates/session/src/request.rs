@@ -83,6 +83,9 @@ pub struct ExportRequest {
     /// Where the dump is kept until it is delivered; without it the roomier of `/var/tmp` and `/tmp`.
     #[serde(default)]
     pub dump_dir: Option<PathBuf>,
+    /// Whether the dump also stays where it was kept until it was delivered.
+    #[serde(default)]
+    pub keep_dump: bool,
     /// Where the session's private directory is made; without it `/var/tmp`.
     #[serde(default)]
     pub work_dir: Option<PathBuf>,

@@ -266,6 +266,12 @@ pub struct WorkOptions {
     /// Keep the dump here until it is delivered; without it the roomier of /var/tmp and /tmp
     #[arg(long, value_name = "DIR", value_parser = values::path, value_hint = ValueHint::DirPath)]
     pub dump_dir: Option<PathBuf>,
+    /// Leave the dump there after it is delivered; its directory is told at the end, and yours to remove
+    ///
+    /// Without this, files leave as soon as the target has them, so that a dump may be larger than the room there is. It stays after
+    /// success only; of an export that took `pgthaw retry`, the databases that the last attempt dumped.
+    #[arg(long)]
+    pub keep_dump: bool,
     /// Make the session's private directory (mount, write layer, sockets) here instead of in /var/tmp
     #[arg(long, value_name = "DIR", value_parser = values::path, value_hint = ValueHint::DirPath)]
     pub work_dir: Option<PathBuf>,

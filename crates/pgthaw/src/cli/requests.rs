@@ -125,6 +125,7 @@ impl Surroundings {
             preload: work.preload.clone(),
             allow_damaged: work.allow_damaged,
             verify_source: work.verify_source,
+            keep_dump: work.keep_dump,
         })
     }
 }
@@ -223,6 +224,7 @@ mod tests {
             preload: vec![],
             allow_damaged: false,
             verify_source: false,
+            keep_dump: false,
         };
         assert_eq!(got, want);
     }
@@ -263,6 +265,7 @@ mod tests {
             "--no-role-passwords",
             "--dump-dir",
             "/d",
+            "--keep-dump",
             "--work-dir",
             "/w",
             "--cache-size",
@@ -336,6 +339,7 @@ mod tests {
             preload: vec!["timescaledb".into(), "other".into()],
             allow_damaged: true,
             verify_source: true,
+            keep_dump: true,
         };
         assert_eq!(got, want);
     }

@@ -234,6 +234,7 @@ fn facts(
     let names = catalogs::tablespaces(&mut read).unwrap_or_default();
     let sizes = pgthaw_source::repository::database_sizes(&backup.map);
     let relations = relation_counts(&backup.map);
+    let largest = largest_relations(&backup.map);
     let damaged =
         |oid: u32| backup.damaged_files.iter().any(|path| database_of(path.as_str()) == Some(oid));
     let databases = match (&backup.databases, rows.is_empty()) {
@@ -247,6 +248,7 @@ fn facts(
         .map(|database| BackupDatabase {
             bytes: sizes.get(&database.oid).copied().unwrap_or(0),
             relations: relations.get(&database.oid).copied().unwrap_or(0),
+            largest_relation: largest.get(&database.oid).copied().unwrap_or(0),
             damaged: damaged(database.oid),
             ..database
         })
@@ -292,6 +294,7 @@ impl BackupDatabase {
             name: name.into(),
             bytes: 0,
             relations: 0,
+            largest_relation: 0,
             template: name == "template0" || name == "template1",
             allows_connections: name != "template0",
             damaged: false,
@@ -335,6 +338,31 @@ fn relation_counts(map: &BackupMap) -> BTreeMap<u32, u64> {
     counts
 }
 
+/// Bytes of the largest relation per database: the main fork's segments together.
+fn largest_relations(map: &BackupMap) -> BTreeMap<u32, u64> {
+    let mut relations = BTreeMap::<&str, u64>::new();
+    for file in &map.files {
+        let path = file.path.as_str();
+        *relations.entry(relation_of(path).unwrap_or(path)).or_default() += file.size;
+    }
+    let mut largest = BTreeMap::new();
+    for (path, bytes) in relations {
+        if let Some(oid) = database_of(path) {
+            let most: &mut u64 = largest.entry(oid).or_default();
+            *most = bytes.max(*most);
+        }
+    }
+    largest
+}
+
+/// The path of the first segment of the relation that the file at `path` belongs to; nothing if it is another fork, or no relation's.
+fn relation_of(path: &str) -> Option<&str> {
+    let begin = path.rfind('/')? + 1;
+    let digits = path[begin..].bytes().take_while(u8::is_ascii_digit).count();
+    let (first, rest) = path.split_at(begin + digits);
+    (digits > 0 && (rest.is_empty() || rest.starts_with('.'))).then_some(first)
+}
+
 fn wal_bytes(map: &BackupMap) -> u64 {
     map.files
         .iter()
@@ -345,7 +373,7 @@ fn wal_bytes(map: &BackupMap) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::database_of;
+    use super::{database_of, relation_of};
 
     #[test]
     fn a_path_tells_its_database() {
@@ -359,6 +387,19 @@ mod tests {
         ];
         for (path, want) in cases {
             assert_eq!(database_of(path), want, "{path}");
+        }
+    }
+
+    #[test]
+    fn segments_belong_to_one_relation() {
+        let cases = [
+            ("data/base/1/2619", Some("data/base/1/2619")),
+            ("data/base/1/2619.12", Some("data/base/1/2619")),
+            ("data/base/1/2619_fsm", None),
+            ("data/base/1/PG_VERSION", None),
+        ];
+        for (path, want) in cases {
+            assert_eq!(relation_of(path), want, "{path}");
         }
     }
 }

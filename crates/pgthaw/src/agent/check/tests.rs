@@ -23,6 +23,7 @@ fn database(name: &str, bytes: u64) -> BackupDatabase {
         name: name.into(),
         bytes,
         relations: 100,
+        largest_relation: bytes,
         template: name.starts_with("template"),
         allows_connections: name != "template0",
         damaged: false,
@@ -112,6 +113,7 @@ fn task() -> CheckTask {
         preload: Vec::new(),
         allow_damaged: false,
         verify_source: false,
+        keep_dump: false,
     };
     let part = CheckPart::Everything;
     CheckTask { part, session: None, request, facts, delivered: Vec::new() }
@@ -634,6 +636,21 @@ fn judges_room() {
                 e.target.room = e.work.room;
             },
             Warning("8.0 GB free in `/var/tmp` and `/srv/monday`; up to 9.0 GB"),
+        ),
+        (
+            "finished tables leave",
+            |_, t| t.facts.databases[3].largest_relation = GB / 2,
+            Passed(
+                "up to 6.0 GB may be needed (write layer 5.0 GB, tables dumped at a time 1.0 GB)",
+            ),
+        ),
+        (
+            "finished tables stay",
+            |_, t| {
+                t.facts.databases[3].largest_relation = GB / 2;
+                t.request.keep_dump = true;
+            },
+            Passed("up to 7.0 GB may be needed (write layer 5.0 GB, dump 2.0 GB)"),
         ),
         (
             "delivered databases need nothing",
