@@ -1,6 +1,6 @@
 //! What a user asked for: the request of an export, as the command line sends it and the journal keeps it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -57,6 +57,9 @@ pub struct ExportRequest {
     /// The machine where the backup is mounted, started and dumped, as `ssh` takes it; without it this one.
     #[serde(default)]
     pub staging: Option<String>,
+    /// Where the staging server sees the repository itself and reads it there; without it the mount server reads for it.
+    #[serde(default)]
+    pub read_from_staging: Option<PathBuf>,
     /// The machine that gets the dump, as `ssh` takes it; without it this one.
     #[serde(default)]
     pub target_host: Option<String>,
@@ -116,6 +119,14 @@ impl ExportRequest {
     /// Returns whether the target lies on another machine than the instance.
     pub fn delivers_elsewhere(&self) -> bool {
         self.staging != self.target_host
+    }
+
+    /// Returns where the machine of the instance reads the repository; nothing if the mount server reads for it.
+    pub fn repository_beside_instance(&self) -> Option<&Path> {
+        match self.staging {
+            None => Some(&self.repository.path),
+            Some(_) => self.read_from_staging.as_deref(),
+        }
     }
 
     /// Returns whether the database `name` is asked for by `all` (which the caller has found to be set).

@@ -263,6 +263,12 @@ pub struct WorkOptions {
     /// accounts of the options below are that machine's.
     #[arg(long, value_name = "HOST", value_parser = values::host)]
     pub staging: Option<pgthaw_link::Host>,
+    /// Who reads the repository for the staging server: mount-server, staging or staging:DIR
+    ///
+    /// Without it the mount server sends the pages that are asked for. A staging server that sees the same repository itself (NFS, the
+    /// same disk) reads it there with `staging`, or at another path with `staging:DIR`; it has to be the same backup.
+    #[arg(long, value_name = "WHERE", value_parser = values::read_from)]
+    pub read_from: Option<values::ReadFrom>,
     /// Keep the dump here until it is delivered; without it the roomier of /var/tmp and /tmp
     #[arg(long, value_name = "DIR", value_parser = values::path, value_hint = ValueHint::DirPath)]
     pub dump_dir: Option<PathBuf>,

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use pgthaw_session::{ExportRequest, RecoveryChoice, RepositoryChoice};
 
-use super::arguments::{DumpOptions, ExportOptions, RepositoryOptions};
-use super::values::RepositoryName;
+use super::arguments::{DumpOptions, ExportOptions, RepositoryOptions, WorkOptions};
+use super::values::{ReadFrom, RepositoryName};
 use crate::wire::ApiError;
 
 /// pg_dump's `--jobs` without `-j`, at most.
@@ -93,13 +93,14 @@ impl Surroundings {
             }),
             _ => self.absolute_if_any(path),
         };
+        let repository = self.repository(&options.repository, &options.reading)?;
         Ok(ExportRequest {
-            repository: self.repository(&options.repository, &options.reading)?,
             backup: options.backup.clone(),
             databases: without_repetitions(&options.databases),
             all: options.all,
             exclude_databases: options.exclude_databases.clone(),
             staging: work.staging.as_ref().map(ToString::to_string),
+            read_from_staging: read_from_staging(work, &repository.path)?,
             target_host: options.target.host.as_ref().map(ToString::to_string),
             target: match &options.target.host {
                 None => resolved(&self.absolute(&options.target.path)?),
@@ -126,7 +127,23 @@ impl Surroundings {
             allow_damaged: work.allow_damaged,
             verify_source: work.verify_source,
             keep_dump: work.keep_dump,
+            repository,
         })
+    }
+}
+
+/// Returns where the staging server reads the repository that lies at `path` here, if it is to read it itself.
+fn read_from_staging(work: &WorkOptions, path: &Path) -> Result<Option<PathBuf>, ApiError> {
+    match (&work.read_from, &work.staging) {
+        (None | Some(ReadFrom::MountServer), _) => Ok(None),
+        (Some(ReadFrom::Staging(other)), Some(_)) => {
+            Ok(Some(other.clone().unwrap_or_else(|| path.into())))
+        }
+        (Some(ReadFrom::Staging(_)), None) => Err(ApiError {
+            message: "--read-from staging needs a staging server".into(),
+            hint: Some("name it with --staging, or leave --read-from out: without one the repository is read here".into()),
+            usage: true,
+        }),
     }
 }
 
@@ -206,6 +223,7 @@ mod tests {
             all: false,
             exclude_databases: vec![],
             staging: None,
+            read_from_staging: None,
             target_host: None,
             target: "/no/such/place/out".into(),
             replace: false,
@@ -241,6 +259,8 @@ mod tests {
             "ssh://ops@files:2222/no/such/out",
             "--staging",
             "dba@db-stage",
+            "--read-from",
+            "staging:/mnt/repo",
             "--replace",
             "--backup",
             "20261122-101112F",
@@ -309,6 +329,7 @@ mod tests {
             all: true,
             exclude_databases: vec!["test*".into(), "old".into()],
             staging: Some("dba@db-stage".into()),
+            read_from_staging: Some("/mnt/repo".into()),
             target_host: Some("ssh://ops@files:2222".into()),
             target: "/no/such/out".into(),
             replace: true,
@@ -367,6 +388,21 @@ mod tests {
                 "{error:?}"
             );
         }
+    }
+
+    #[test]
+    fn the_staging_server_may_read_the_repository_itself() {
+        let line = ["/r", "-d", "crm", "--to", "/no/such/o", "--read-from"];
+        let read_from = |more: &[&str]| {
+            request(&[&line[..], more].concat()).map(|request| request.read_from_staging)
+        };
+        let staging = ["--staging", "db1"];
+        let with = |words: &str| read_from(&[&[words], &staging[..]].concat()).unwrap();
+        assert_eq!(with("mount-server"), None);
+        assert_eq!(with("staging"), Some("/r".into()), "at the same path");
+        assert_eq!(with("staging:/mnt/r"), Some("/mnt/r".into()));
+        assert_eq!(read_from(&["mount-server"]).unwrap(), None);
+        assert!(read_from(&["staging"]).unwrap_err().usage);
     }
 
     #[test]

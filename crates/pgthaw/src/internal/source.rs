@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use pgthaw_source::location::{Kind, Location};
 use pgthaw_source::map::{BackupMap, ObjectTable};
 use pgthaw_source::reader::Reader;
 use pgthaw_source::repository::{Backup, Repository, WalWanted};
-use pgthaw_source::store::LocalStore;
+use pgthaw_source::store::{LocalStore, Root};
 use serde::{Deserialize, Serialize};
 
 use crate::wire::{
@@ -37,6 +38,20 @@ pub enum SourceTask {
         backup: Option<String>,
         /// How far it will be recovered.
         recovery: RecoveryChoice,
+    },
+    /// Tell by what another machine recognizes a backup.
+    Identity {
+        /// Where it lies.
+        repository: RepositoryChoice,
+        /// Its id.
+        backup: String,
+    },
+    /// Tell the checksums of files.
+    Checksums {
+        /// The directory that holds them.
+        directory: PathBuf,
+        /// Their paths in it.
+        files: Vec<String>,
     },
     /// Build the map of one backup.
     Map {
@@ -94,6 +109,13 @@ fn answer(task: SourceTask) -> Result<Vec<u8>, ApiError> {
                 opened.open_backup(backup.as_deref(), wanted(recovery)).map_err(api_error)?;
             Ok(json(&facts(&opened, &backup, &repository)?))
         }
+        SourceTask::Identity { repository, backup } => {
+            let files = open(&repository)?.identifying_files(&backup);
+            let sums = checksums(&repository.path, &files)?.into_iter();
+            let there = files.iter().zip(sums).filter_map(|(file, sum)| Some((file, sum?)));
+            Ok(json(&there.collect::<Vec<_>>()))
+        }
+        SourceTask::Checksums { directory, files } => Ok(json(&checksums(&directory, &files)?)),
         SourceTask::Map { repository, backup, recovery } => {
             let backup = open(&repository)?
                 .open_backup(Some(&backup), wanted(recovery))
@@ -102,6 +124,20 @@ fn answer(task: SourceTask) -> Result<Vec<u8>, ApiError> {
             Ok(postcard::to_stdvec(&source).expect("a map is plain data"))
         }
     }
+}
+
+/// The SHA-256 of `files` below `directory`; nothing for one that is not there.
+fn checksums(directory: &Path, files: &[String]) -> Result<Vec<Option<[u8; 32]>>, ApiError> {
+    let root = Root::open(directory).map_err(|err| ApiError::broken(err.to_string()))?;
+    let sum = |file: &String| match root.open_file(file) {
+        Ok(mut opened) => pgthaw_mover::sha256_of(&mut opened).map(|(_, sum)| Some(sum)),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(err) => Err(err),
+    };
+    let failed = |file: &String, err: io::Error| {
+        ApiError::broken(format!("read `{}`: {err}", directory.join(file).display()))
+    };
+    files.iter().map(|file| sum(file).map_err(|err| failed(file, err))).collect()
 }
 
 fn json(value: &impl Serialize) -> Vec<u8> {

@@ -8,5 +8,6 @@ mod support;
 mod faults;
 mod lab;
 mod placements;
+mod read_from;
 mod refusals;
 mod small_disk;

@@ -95,6 +95,7 @@ fn task() -> CheckTask {
         all: false,
         exclude_databases: Vec::new(),
         staging: None,
+        read_from_staging: None,
         target_host: None,
         target: "/srv/monday".into(),
         replace: false,
