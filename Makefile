@@ -1,11 +1,12 @@
 # What people type. Each target installs what it needs (Debian 12) and says so; nothing is installed twice.
-.PHONY: help setup demo test bench bench-mover dist clean
+.PHONY: help setup demo test bench bench-mover bench-reads dist clean
 
 help:
 	@echo "make demo   the main job on a sample cluster: back up, export, load, compare"
 	@echo "make test   every test"
 	@echo "make bench  bytes and times on a cluster of 4.7 GB (needs 25 GB of disk)"
 	@echo "make bench-mover  delivery to another machine against rsync over ssh, both on this one (needs 10 GB of memory)"
+	@echo "make bench-reads  reads through a mount on a staging server against ssh cat, both on this machine (needs 10 GB of disk)"
 	@echo "make dist   static binary, manual pages, completions, checksums below dist/"
 	@echo "make setup  only install what the others need"
 
@@ -23,6 +24,9 @@ bench: setup
 
 bench-mover: setup
 	cargo run --locked --release --package pgthaw-mover --example bench_mover -- /dev/shm 2 5
+
+bench-reads: setup
+	@scripts/bench-reads
 
 dist:
 	@scripts/dist

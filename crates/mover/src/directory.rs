@@ -44,6 +44,17 @@ impl Directory {
         Ok(Self { path: path.into(), fd: fs::open(path, OPEN_DIRECTORY, Mode::empty())? })
     }
 
+    /// Removes the file `name` of a dump; an absent one is fine.
+    ///
+    /// # Errors
+    /// [`MoveError::Source`].
+    pub fn remove_source_file(&self, name: &str) -> Result<(), MoveError> {
+        match fs::unlinkat(&self.fd, plain(name), AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(err) => Err(MoveError::source("remove", &self.join(name), err)),
+        }
+    }
+
     pub(crate) fn try_clone(&self) -> Result<Self, MoveError> {
         let fd = self
             .fd

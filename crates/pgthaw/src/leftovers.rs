@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use pgthaw_session::session::Place;
 
-pub use private_directory::{check_parent, create_private_directory};
+pub use private_directory::{MARKER_FILE, check_parent, create_private_directory};
 pub use shared_memory::record_creator;
 
 use crate::processes;

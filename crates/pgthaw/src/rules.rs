@@ -128,6 +128,11 @@ pub fn refusal(rules: &[Rule], asked: &Asked) -> Option<String> {
         ("--preload", !request.preload.is_empty()),
         ("--dump-dir", request.dump_dir.is_some()),
         ("--work-dir", request.work_dir.is_some()),
+        ("--keep-dump", request.keep_dump),
+        (
+            "--read-from",
+            request.read_from_staging.as_ref().is_some_and(|path| !path.as_os_str().is_empty()),
+        ),
     ];
     if let Some((option, _)) = reserved.iter().find(|(_, given)| *given) {
         return Some(format!("option {option} of a server that others share"));

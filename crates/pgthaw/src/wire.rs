@@ -88,6 +88,9 @@ pub struct BackupDatabase {
     pub bytes: u64,
     /// Number of its files' relations: an upper bound of what pg_dump locks.
     pub relations: u64,
+    /// Bytes of its largest relation: about the longest file of a dump that is not compressed.
+    #[serde(default)]
+    pub largest_relation: u64,
     /// Whether it is a template.
     pub template: bool,
     /// Whether it accepts connections.

@@ -2,6 +2,9 @@
 
 mod support;
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
 use pgthaw_testkit::{
     Fixture, ODD_NAME, PgBackRest, RestoreTarget, Scratch, User, fingerprint,
     restore_dump_into_fresh_server, tree_hash,
@@ -87,6 +90,26 @@ fn the_newest_point_is_the_end_of_the_archived_wal() {
         let unexpected: Vec<_> = differences.iter().filter(|line| !expected(line)).collect();
         assert!(unexpected.is_empty(), "{database}: {unexpected:#?}");
     }
+}
+
+#[test]
+fn a_dump_is_kept_when_that_is_asked_for() {
+    let (fixture, pgthaw) = (Fixture::get(), Pgthaw::new());
+    let leftovers = pgthaw.leftovers();
+    let target = pgthaw.target("export");
+    let (_, err) = pgthaw.export(&fixture.lz4.path, &["crm"], &target, &["--keep-dump"]);
+    let kept = pgthaw.dump().join(format!("pgthaw-{}-kept", pgthaw.session_id()));
+    assert!(err.contains(&format!("the dump stays in `{}`", kept.display())), "{err}");
+    let files = |directory: &Path| -> BTreeMap<String, Vec<u8>> {
+        let entries = std::fs::read_dir(directory).unwrap().map(Result::unwrap);
+        let files = entries.filter(|entry| entry.file_type().unwrap().is_file());
+        let named = files.map(|file| (file.file_name().into_string().unwrap(), file.path()));
+        named.map(|(name, path)| (name, std::fs::read(path).unwrap())).collect()
+    };
+    assert_eq!(files(&kept.join("crm")), files(&target.join("crm")));
+    assert!(files(&kept).keys().eq(["globals.sql"]), "no marker that would let it be removed");
+    std::fs::remove_dir_all(kept).unwrap();
+    assert_eq!(leftovers.check(), [""; 0]);
 }
 
 #[test]

@@ -107,6 +107,30 @@ fn fails_until_there_is_room(full: Full, kilobytes: u64) {
     assert!(!target.join(format!(".pgthaw-{id}")).exists(), "{case}");
 }
 
+/// Finished tables leave the dump's directory, so that only the largest has to fit: 9.5 MB of 17.5 without compression.
+#[test]
+fn a_dump_may_be_larger_than_its_directory_but_no_table() {
+    if User::current().uid != 0 {
+        return;
+    }
+    let (fixture, pgthaw) = (Fixture::get(), Pgthaw::new());
+    let disk = SmallDisk::mount(pgthaw.dump(), 8_000);
+    let leftovers = pgthaw.leftovers();
+    let target = pgthaw.target("export");
+    let mut arguments = pgthaw.export_arguments(&fixture.lz4.path, &DATABASES, &target);
+    arguments.extend(["-Z", "none", "-j", "1"].map(str::to_owned));
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let (_, err) = pgthaw.expect(1, &arguments);
+    let full = format!("the dump's directory `{}", pgthaw.dump().display());
+    assert!(err.contains(&full) && err.contains("is full") && err.contains("make room"), "{err}");
+    assert!(target.join("crm").exists() && !target.join("sales").exists(), "{err}");
+
+    disk.grow(12_000);
+    pgthaw.expect(0, &["retry", &pgthaw.session_id()]);
+    assert_equal(&target, &fixture.expected, &DATABASES);
+    assert_eq!(leftovers.check(), [""; 0]);
+}
+
 /// pg_restore reads a dump to its end only when nothing is missing.
 fn assert_is_whole(dump: &Path) {
     let script = std::process::Command::new(pgthaw_testkit::postgres_programs().join("pg_restore"))

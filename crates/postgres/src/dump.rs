@@ -267,15 +267,30 @@ impl Dump {
         Ok(end)
     }
 
-    /// Ends pg_dump and its workers: SIGTERM, then SIGKILL. Safe to repeat.
+    /// Lets pg_dump and its workers stand still; what they were doing waits for [`Dump::go_on`].
+    pub fn pause(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets pg_dump and its workers go on.
+    pub fn go_on(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        if self.ended.is_none() {
+            self.child.signal_group(signal);
+        }
+    }
+
+    /// Ends pg_dump and its workers, even if they stand still: SIGTERM, then SIGKILL. Safe to repeat.
     ///
     /// # Errors
     /// [`DumpError::DoesNotEnd`] if it waits inside the kernel.
     pub async fn stop(&mut self) -> Result<DumpEnd, DumpError> {
         for signal in [Signal::TERM, Signal::KILL] {
-            if self.ended.is_none() {
-                self.child.signal_group(signal);
-            }
+            self.signal(signal);
+            self.go_on(); // what stands still takes no SIGTERM
             if let Ok(end) = tokio::time::timeout(STOP_LIMIT, self.wait()).await {
                 return end;
             }

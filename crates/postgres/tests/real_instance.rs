@@ -334,8 +334,29 @@ async fn dumps(lab: &Lab, instance: &Instance) {
     assert!(waiting.id().is_alive());
     let end = waiting.stop().await.unwrap();
     assert!(!end.status.success() && !waiting.id().is_alive());
+    // one that stands still is ended as fast
+    let plan = DumpPlan { output: lab.path("dump3"), ..plan };
+    let mut standing = Dump::start(&plan, |_| ()).unwrap();
+    let state = |pid: u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        stat.rsplit(") ").next().unwrap().chars().next()
+    };
+    let pid = standing.id().pid;
+    standing.pause();
+    while state(pid) != Some('T') {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    standing.go_on();
+    while state(pid) == Some('T') {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    standing.pause();
+    let begun = std::time::Instant::now();
+    let end = standing.stop().await.unwrap();
+    assert!(!end.status.success() && !standing.id().is_alive());
+    assert!(begun.elapsed() < Duration::from_secs(4), "it took {:?}", begun.elapsed());
     let plan = DumpPlan {
-        output: lab.path("dump3"),
+        output: lab.path("dump4"),
         lock_wait_timeout: Duration::from_millis(50),
         ..plan
     };

@@ -1,7 +1,7 @@
 //! What a user asked for: the request of an export, as the command line sends it and the journal keeps it.
 
 use std::num::NonZeroU64;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -105,6 +105,9 @@ pub struct ExportRequest {
     /// The machine where the backup is mounted, started and dumped, as `ssh` takes it; without it this one.
     #[serde(default)]
     pub staging: Option<String>,
+    /// Where the staging server sees the repository itself and reads it there; without it the mount server reads for it.
+    #[serde(default)]
+    pub read_from_staging: Option<PathBuf>,
     /// The machine that gets the dump, as `ssh` takes it; without it this one.
     #[serde(default)]
     pub target_host: Option<String>,
@@ -140,6 +143,9 @@ pub struct ExportRequest {
     /// Where the dump is kept until it is delivered; without it the roomier of `/var/tmp` and `/tmp`.
     #[serde(default)]
     pub dump_dir: Option<PathBuf>,
+    /// Whether the dump also stays where it was kept until it was delivered.
+    #[serde(default)]
+    pub keep_dump: bool,
     /// Where the session's private directory is made; without it `/var/tmp`.
     #[serde(default)]
     pub work_dir: Option<PathBuf>,
@@ -215,6 +221,14 @@ impl ExportRequest {
     /// Returns what the machine that gets the dump is called; nothing for the server's own.
     pub fn target_machine(&self) -> Option<&String> {
         self.target_caller.as_ref().map(|caller| &caller.name).or(self.target_host.as_ref())
+    }
+
+    /// Returns where the machine of the instance reads the repository; nothing if the mount server reads for it.
+    pub fn repository_beside_instance(&self) -> Option<&Path> {
+        match self.staging {
+            None => Some(&self.repository.path),
+            Some(_) => self.read_from_staging.as_deref(),
+        }
     }
 
     /// Returns whether the database `name` is asked for by `all` (which the caller has found to be set).

@@ -87,6 +87,8 @@ struct State {
     /// Where the last read ended, and how many bytes were read in sequence up to there.
     last_end: AtomicU64,
     sequence: AtomicU64,
+    /// How far it was decoded ahead.
+    ahead: AtomicU64,
     /// The file's lock.
     progress: Mutex<Progress>,
 }
@@ -173,6 +175,21 @@ impl Reader {
         Ok(())
     }
 
+    /// Returns whether [`Reader::read_ahead`] is worth a thread's waking: half of what it would decode is not there yet.
+    pub fn wants_ahead(&self, file: usize) -> bool {
+        let state = self.state(file);
+        let (window, last) = (self.window(state), state.last_end.load(Ordering::Relaxed));
+        let ahead = state.ahead.load(Ordering::Relaxed);
+        // What is farther ahead was decoded for reads elsewhere.
+        let enough = last + window / 2..=last + window + CHUNK;
+        window >= CHUNK && ahead < self.files[file].size && !enough.contains(&ahead)
+    }
+
+    /// How far ahead of its reads a file is decoded, in bytes.
+    fn window(&self, state: &State) -> u64 {
+        (state.sequence.load(Ordering::Relaxed) / 2).min(AHEAD_LIMIT).min(self.cache_bytes / 8)
+    }
+
     /// Decodes ahead of sequential reads of a file, the further the longer they go on, so that
     /// [`Reader::try_read_at`] answers the next ones. Call it after a read was answered. Never decodes from the start
     /// again, never waits for another thread, and leaves errors to the read that meets them.
@@ -182,8 +199,7 @@ impl Reader {
         if state.failed.get().is_some() || (verify_first && !state.is_whole()) {
             return;
         }
-        let window =
-            (state.sequence.load(Ordering::Relaxed) / 2).min(AHEAD_LIMIT).min(self.cache_bytes / 8);
+        let window = self.window(state);
         let from = state.last_end.load(Ordering::Relaxed) / CHUNK;
         let end = from.saturating_add(window / CHUNK).min(self.chunk_count(file));
         let Ok(mut progress) = state.progress.try_lock() else { return };
@@ -199,6 +215,7 @@ impl Reader {
                 Purpose::Ahead,
                 &mut |_, _| {},
             );
+            state.ahead.store(end * CHUNK, Ordering::Relaxed);
         }
     }
 
@@ -332,6 +349,7 @@ impl State {
             touched: AtomicBool::new(false),
             last_end: AtomicU64::new(0),
             sequence: AtomicU64::new(0),
+            ahead: AtomicU64::new(0),
             progress: Mutex::new(Progress::new(file)),
         }
     }

@@ -250,6 +250,14 @@ impl Repository {
         }
     }
 
+    /// Names files that tell the backup `id` from any other, by their paths in the repository; not all of them are always there.
+    pub fn identifying_files(&self, id: &str) -> Vec<String> {
+        match &self.0 {
+            Format::PgBackRest(repository) => repository.identifying_files(id),
+            Format::BaseBackup(repository) => repository.identifying_files(id),
+        }
+    }
+
     /// Opens the backup `id`, or the newest, with the WAL that is wanted. Every file's object is known to be there
     /// with the size it must have; contents are verified when they are read.
     ///

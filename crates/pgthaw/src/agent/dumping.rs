@@ -1,6 +1,7 @@
 //! The verbs `globals` and `dump`: what is saved, and how it gets into the target.
 //!
-//! While pg_dump runs, data files that it has finished are copied and verified. Nothing of a database is final before its
+//! While pg_dump runs, data files that it has finished are copied and verified; then they leave the dump's directory ([`super::pace`]
+//! says why that matters), unless the dump is to be kept. Nothing of a database is final before its
 //! pg_dump has exited with 0 and the mount has answered every read: only then its last files are delivered and it gets its
 //! name by one rename.
 
@@ -20,6 +21,7 @@ use pgthaw_session::observed::{Failure, Progress};
 use tokio::sync::watch;
 
 use super::delivering::target;
+use super::pace::Pace;
 use super::{Agent, begin_once};
 use crate::internal::mount::{CoverageCount, DamagedFile};
 use crate::internal::source::with_causes;
@@ -58,6 +60,7 @@ async fn globals(agent: Arc<Agent>) -> Result<(), Failure> {
             })
             .map_err(moving)?;
         let delivered = delivered.expect("success reports every file");
+        remove_delivered(&agent, &source, GLOBALS_SQL);
         target
             .keep_sums(
                 GLOBALS_SQL,
@@ -120,12 +123,20 @@ async fn dump_and_deliver(agent: &Arc<Agent>, database: &str) -> Result<u64, Fai
         copy_finished(&work, &name, &from, finished, &has_ended)
     });
     let mut gone = agent.gone.subscribe();
-    let early = tokio::select! {
-        end = dump.wait() => Ok(end),
-        copied = &mut mover => Err(copied),
-        () = async { drop(gone.wait_for(|gone| *gone).await) } => {
-            let _ = dump.stop().await; // dropping it ends it, too
-            return Err(Failure::new("stopped"));
+    let mut pace = Pace::default();
+    let early = loop {
+        tokio::select! {
+            end = dump.wait() => break Ok(end),
+            copied = &mut mover => break Err(copied),
+            () = async { drop(gone.wait_for(|gone| *gone).await) } => {
+                let _ = dump.stop().await; // dropping it ends it, too
+                return Err(Failure::new("stopped"));
+            }
+            free = pace.look(&agent.dump_room) => {
+                if let Some(told) = pace.keep(&agent.dump_room, free, &dump) {
+                    agent.tell(format!("{database}: {told}"));
+                }
+            }
         }
     };
     let (end, copied) = match early {
@@ -142,12 +153,16 @@ async fn dump_and_deliver(agent: &Arc<Agent>, database: &str) -> Result<u64, Fai
     blocking(agent, database, move |agent, database| {
         let rest = finished.rest().map_err(moving)?;
         let mover = Mover::open(agent, database, &output)?;
+        let delivering = agent.dump_room.delivering();
         mover.copy(&rest, &mut files)?;
+        drop(delivering);
         let verified = verify(agent, oid)?;
         refuse_faults(agent, &[oid])?;
         mover.publish(&files, verified)?;
-        std::fs::remove_dir_all(&output)
-            .map_err(|err| Failure::new(format!("remove `{}`: {err}", output.display())))?;
+        if !agent.assignment.request.keep_dump {
+            std::fs::remove_dir_all(&output)
+                .map_err(|err| Failure::new(format!("remove `{}`: {err}", output.display())))?;
+        }
         Ok(files.iter().map(|file| file.bytes).sum())
     })
     .await
@@ -220,6 +235,15 @@ fn tell(agent: &Agent, database: &str, event: DumpEvent) {
     }
 }
 
+/// Makes room once the target has verified a file. One that cannot be removed goes with the session.
+fn remove_delivered(agent: &Agent, source: &Directory, name: &str) {
+    if !agent.assignment.request.keep_dump
+        && let Err(err) = source.remove_source_file(name)
+    {
+        eprintln!("{}", with_causes(&err));
+    }
+}
+
 /// Copies finished files until pg_dump has ended.
 fn copy_finished(
     agent: &Arc<Agent>,
@@ -230,10 +254,13 @@ fn copy_finished(
 ) -> Result<(FinishedFiles, Vec<DeliveredFile>), Failure> {
     let mut files = Vec::new();
     let mut mover = None;
+    let mut delivering = None;
     loop {
         let ended = *has_ended.borrow();
-        let names = finished.next(if ended { Duration::ZERO } else { LOOK }).map_err(moving)?;
+        let wait = !ended && delivering.is_none();
+        let names = finished.next(if wait { LOOK } else { Duration::ZERO }).map_err(moving)?;
         if !names.is_empty() {
+            delivering.get_or_insert_with(|| agent.dump_room.delivering());
             let mover = match &mover {
                 Some(mover) => mover,
                 None => mover.insert(Mover::open(agent, database, output)?),
@@ -241,6 +268,8 @@ fn copy_finished(
             mover.copy(&names, &mut files)?;
         } else if ended || *agent.gone.borrow() {
             return Ok((finished, files));
+        } else {
+            delivering = None;
         }
     }
 }
@@ -280,6 +309,7 @@ impl<'a> Mover<'a> {
             names.iter().map(|name| CopyFile { name, reuse: reuse(name) }).collect();
         let mut progress = |_| go_on(self.agent);
         let mut done = |at: usize, file: pgthaw_mover::Delivered| {
+            remove_delivered(self.agent, &self.source, &names[at]);
             files.push(DeliveredFile {
                 name: names[at].clone(),
                 bytes: file.bytes,

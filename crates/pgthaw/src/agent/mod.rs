@@ -10,6 +10,7 @@
 //! | `map`, `mount` | [`mounting`] | the mount and the child that serves it |
 //! | `instance` | [`recovering`] | PostgreSQL, recovered and inspected |
 //! | `globals`, `dump` | [`dumping`] | `globals.sql`; a database's dump, delivered and renamed into place |
+//! |  | [`pace`] | how fast pg_dump may go, where the dump's directory is small |
 //! |  | [`delivering`] | the way to the target, on this machine or another |
 //! | `seal` | [`sealing`] | everything verified; `SHA256SUMS`, `export.json` |
 //! | `gone` | here | nothing of it runs any more |
@@ -20,6 +21,7 @@ mod dumping;
 mod locales;
 mod mount_child;
 pub mod mounting;
+mod pace;
 pub mod place;
 mod recovering;
 pub mod sealing;
@@ -86,6 +88,8 @@ fn work() -> io::Result<()> {
     let _directories = create_directories(&assignment.place, &os_user, &assignment)?;
     let view = watch::channel(AgentView::default()).0;
     let remote_target = delivering::remote_target(&assignment, view.clone())?;
+    let dump_room =
+        pace::DumpRoom::of(&assignment.place.dump_directory, assignment.request.keep_dump);
     let agent = Arc::new(Agent {
         assignment,
         os_user,
@@ -95,6 +99,7 @@ fn work() -> io::Result<()> {
         running: tokio::sync::Mutex::default(),
         target: Mutex::default(),
         remote_target,
+        dump_room,
         contact: Mutex::new(tokio::time::Instant::now()),
         gone: watch::channel(false).0,
     });
@@ -167,6 +172,7 @@ pub struct Agent {
     target: Mutex<Option<Arc<dyn pgthaw_mover::Target>>>,
     /// The same where it is on another machine: connections to it come and go.
     remote_target: Option<Arc<RemoteTarget>>,
+    dump_room: pace::DumpRoom,
     contact: Mutex<tokio::time::Instant>,
     gone: watch::Sender<bool>,
 }

@@ -29,15 +29,14 @@ pub fn begin(agent: Arc<Agent>) -> Json<()> {
     })
 }
 
-/// User and group that read the repository: its owner, or PostgreSQL's account where it is on another machine.
+/// User and group that read the repository: its owner, or PostgreSQL's account where another machine reads it.
 ///
 /// # Errors
 /// When the repository cannot be looked at.
 pub fn reader_of(assignment: &Assignment, os_user: &OsUser) -> io::Result<(u32, u32)> {
-    if assignment.request.staging.is_some() {
+    let Some(path) = assignment.request.repository_beside_instance() else {
         return Ok((os_user.uid, os_user.gid));
-    }
-    let path = &assignment.request.repository.path;
+    };
     let meta = std::fs::metadata(path);
     let meta = meta.map_err(|err| {
         io::Error::new(err.kind(), format!("repository `{}`: {err}", path.display()))
@@ -65,7 +64,10 @@ fn mount(agent: &Arc<Agent>) -> Result<(), Failure> {
         owner: (agent.os_user.uid, agent.os_user.gid),
         cache_bytes: assignment.request.cache_size.unwrap_or_else(default_cache),
         timeline: assignment.facts.start.timeline,
-        reads_socket: assignment.request.staging.is_some().then(|| reads_socket(place)),
+        reads_socket: match assignment.request.repository_beside_instance() {
+            Some(_) => None,
+            None => Some(reads_socket(place)),
+        },
         stall_timeout: assignment.request.stall_timeout,
         map_bytes: 0,
     };

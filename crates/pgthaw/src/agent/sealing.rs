@@ -1,6 +1,10 @@
-//! The verb `seal`: everything is verified that can be, then `SHA256SUMS` and, last of all, `export.json` are written.
+//! The verb `seal`: everything is verified that can be, then `SHA256SUMS` and, last of all, `export.json` are written. A dump that is to
+//! be kept stays from then on.
 
-use std::path::Path;
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::Json;
@@ -9,12 +13,14 @@ use pgthaw_mover::{
     EXPORT_JSON, GLOBALS_SQL, SHA256SUMS, SumEntry, file_name_for_database, parse_sha256sums,
 };
 use pgthaw_session::observed::{Failure, InstanceReady, Progress};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::Serialize;
 
 use super::delivering::target;
 use super::dumping::{moving, refuse_faults};
 use super::{Agent, begin_once};
 use crate::internal::mount::CoverageCount;
+use crate::leftovers::MARKER_FILE;
 
 /// What `export.json` says. Its keys are part of the command line's contract.
 #[derive(Debug, Serialize)]
@@ -168,7 +174,23 @@ fn seal(agent: &Arc<Agent>, oids: &[u32], pg_dump_version: String) -> Result<u64
     target.write_export_json(&json).map_err(moving)?;
     let bytes = target.export_bytes(&sums).map_err(moving)?;
     target.remove_staging().map_err(moving)?;
+    if request.keep_dump {
+        let host = request.staging.as_ref().map(|host| format!("{host}:")).unwrap_or_default();
+        agent.tell(match keep_dump(agent) {
+            Ok(kept) => format!("the dump stays in `{host}{}`, yours to remove", kept.display()),
+            Err(err) => format!("the dump could not be kept: {err}"),
+        });
+    }
     Ok(bytes)
+}
+
+/// Takes the dump out of the session's hands, which removes all else that it made: another name, and no marker.
+fn keep_dump(agent: &Agent) -> io::Result<PathBuf> {
+    let dump = &agent.assignment.place.dump_directory;
+    let kept = dump.with_file_name(format!("pgthaw-{}-kept", agent.assignment.session));
+    renameat_with(CWD, dump, CWD, &kept, RenameFlags::NOREPLACE)?;
+    std::fs::remove_file(kept.join(OsStr::from_bytes(MARKER_FILE.to_bytes())))?;
+    Ok(kept)
 }
 
 fn export_json(

@@ -22,7 +22,7 @@ use crate::configuration::Configuration;
 use crate::delivered::Delivered;
 use crate::http::{self, ClientError, NOT_LISTENING_HEADER, SOCKET_HEADER};
 use crate::server::agent_link::AgentLink;
-use crate::server::{self, site};
+use crate::server::{self, mount_service, site};
 use crate::wire::{
     ApiError, Assignment, CheckPart, CheckReport, CheckTask, PlaceTask, TargetTask, TargetUndone,
 };
@@ -32,6 +32,7 @@ pub fn router(only: Option<Only>) -> axum::Router {
     let staging = axum::Router::new()
         .route("/v1/host/place", post(choose_place))
         .route("/v1/host/agent", post(start_agent))
+        .route("/v1/host/checksums", post(checksums))
         .route("/v1/host/find", post(async |Json(place): Json<Place>| Json(undo::find_at(&place))))
         .route(
             "/v1/host/undo",
@@ -88,6 +89,12 @@ async fn checked(
         return Err(ApiError::broken("this connection may not be used for that"));
     }
     site::check_here(&task).await.map(Json)
+}
+
+async fn checksums(
+    Json((directory, files)): Json<(PathBuf, Vec<String>)>,
+) -> Result<Json<Vec<Option<[u8; 32]>>>, ApiError> {
+    mount_service::checksums(directory, files).await.map(Json)
 }
 
 async fn choose_place(Json(task): Json<PlaceTask>) -> Result<Json<Place>, ApiError> {

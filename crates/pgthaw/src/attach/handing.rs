@@ -30,6 +30,15 @@ pub struct Handed {
     pub said: String,
 }
 
+/// Bytes that a pipe may hold for an ordinary account (pipe(7), `/proc/sys/fs/pipe-max-size`).
+const WIDE: usize = 1 << 20;
+
+/// Lets a pipe of bulk data hold more, so that its two ends wake each other less often. A socket, or an account that has used up its
+/// pipes' memory, stays as it is.
+pub fn widen(pipe: impl AsFd) {
+    let _ = rustix::pipe::fcntl_setpipe_size(pipe, WIDE);
+}
+
 /// Hands `input` and `output` to whoever listens on `socket`, with the words `said`, and waits until it is done with them.
 ///
 /// # Errors
@@ -104,6 +113,14 @@ mod tests {
         assert!(!handing.is_finished(), "it ends with its holder");
         drop(handed.holder);
         handing.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn pipes_are_widened_and_nothing_else() {
+        let (input, output) = rustix::pipe::pipe().unwrap();
+        widen(&output);
+        assert_eq!(rustix::pipe::fcntl_getpipe_size(&input).unwrap(), WIDE);
+        widen(UnixStream::pair().unwrap().0);
     }
 
     #[test]

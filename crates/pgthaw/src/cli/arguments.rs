@@ -278,9 +278,21 @@ pub struct WorkOptions {
     /// Let a server elsewhere reach other machines with the keys of this machine's ssh-agent, instead of its own
     #[arg(long)]
     pub forward_ssh_agent: bool,
+    /// Who reads the repository for the staging server: mount-server, staging or staging:DIR
+    ///
+    /// Without it the mount server sends the pages that are asked for. A staging server that sees the same repository itself (NFS, the
+    /// same disk) reads it there with `staging`, or at another path with `staging:DIR`; it has to be the same backup.
+    #[arg(long, value_name = "WHERE", value_parser = values::read_from)]
+    pub read_from: Option<values::ReadFrom>,
     /// Keep the dump here until it is delivered; without it the roomier of /var/tmp and /tmp
     #[arg(long, value_name = "DIR", value_parser = values::path, value_hint = ValueHint::DirPath)]
     pub dump_dir: Option<PathBuf>,
+    /// Leave the dump there after it is delivered; its directory is told at the end, and yours to remove
+    ///
+    /// Without this, files leave as soon as the target has them, so that a dump may be larger than the room there is. It stays after
+    /// success only; of an export that took `pgthaw retry`, the databases that the last attempt dumped.
+    #[arg(long)]
+    pub keep_dump: bool,
     /// Make the session's private directory (mount, write layer, sockets) here instead of in /var/tmp
     #[arg(long, value_name = "DIR", value_parser = values::path, value_hint = ValueHint::DirPath)]
     pub work_dir: Option<PathBuf>,

@@ -121,6 +121,7 @@ fn databases_are_a_table_in_the_order_of_their_making() {
         name: name.into(),
         bytes,
         relations: 300,
+        largest_relation: 0,
         template: false,
         allows_connections: true,
         damaged: false,

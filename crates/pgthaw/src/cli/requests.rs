@@ -10,8 +10,8 @@ use pgthaw_session::request::{CallerMachine, DEFAULT_LEASE, DEFAULT_RETRIES, DEF
 use pgthaw_session::{ExportRequest, RecoveryChoice, RepositoryChoice};
 use sha2::{Digest, Sha256};
 
-use super::arguments::{DumpOptions, ExportOptions, RepositoryOptions};
-use super::values::RepositoryName;
+use super::arguments::{DumpOptions, ExportOptions, RepositoryOptions, WorkOptions};
+use super::values::{ReadFrom, RepositoryName};
 use crate::configuration::{Configuration, NamedRepository, ServerName, resolve_name};
 use crate::wire::ApiError;
 
@@ -200,13 +200,14 @@ impl Surroundings {
             absolute.transpose()
         };
         let here = options.target.host.is_none();
+        let repository = self.repository(&options.repository, &options.reading)?;
         Ok(ExportRequest {
-            repository: self.repository(&options.repository, &options.reading)?,
             backup: options.backup.clone(),
             databases: without_repetitions(&options.databases),
             all: options.all,
             exclude_databases: options.exclude_databases.clone(),
             staging: staging.clone(),
+            read_from_staging: read_from_staging(work, &repository.path)?,
             target_host: options.target.host.as_ref().map(ToString::to_string),
             target_caller: (here && server.is_some()).then(|| self.own_name.clone()),
             ssh_agent_of: self.forwarded_agent(work.forward_ssh_agent, server.is_some())?,
@@ -240,6 +241,8 @@ impl Surroundings {
             retry_for: work.retry_for.unwrap_or(DEFAULT_RETRY_FOR),
             lease: work.lease.unwrap_or(DEFAULT_LEASE),
             mover: options.mover.choice(),
+            keep_dump: work.keep_dump,
+            repository,
         })
     }
 }
@@ -254,6 +257,21 @@ fn whole(path: &Path, machine: &str) -> Result<PathBuf, ApiError> {
                 path.display()
             ),
             hint: Some("write it from `/` on".into()),
+            usage: true,
+        }),
+    }
+}
+
+/// Returns where the staging server reads the repository that lies at `path` here, if it is to read it itself.
+fn read_from_staging(work: &WorkOptions, path: &Path) -> Result<Option<PathBuf>, ApiError> {
+    match (&work.read_from, &work.staging) {
+        (None | Some(ReadFrom::MountServer), _) => Ok(None),
+        (Some(ReadFrom::Staging(other)), Some(_)) => {
+            Ok(Some(other.clone().unwrap_or_else(|| path.into())))
+        }
+        (Some(ReadFrom::Staging(_)), None) => Err(ApiError {
+            message: "--read-from staging needs a staging server".into(),
+            hint: Some("name it with --staging, or leave --read-from out: without one the repository is read here".into()),
             usage: true,
         }),
     }
@@ -363,6 +381,7 @@ mod tests {
             all: false,
             exclude_databases: vec![],
             staging: None,
+            read_from_staging: None,
             target_host: None,
             target_caller: None,
             ssh_agent_of: None,
@@ -389,6 +408,7 @@ mod tests {
             retry_for: 3600,
             lease: 86400,
             mover: MoverChoice::default(),
+            keep_dump: false,
         };
         assert_eq!(got, want);
     }
@@ -405,6 +425,8 @@ mod tests {
             "ssh://ops@files:2222/no/such/out",
             "--staging",
             "dba@db-stage",
+            "--read-from",
+            "staging:/mnt/repo",
             "--replace",
             "--backup",
             "20261122-101112F",
@@ -429,6 +451,7 @@ mod tests {
             "--no-role-passwords",
             "--dump-dir",
             "/d",
+            "--keep-dump",
             "--work-dir",
             "/w",
             "--stall-timeout",
@@ -479,6 +502,7 @@ mod tests {
             all: true,
             exclude_databases: vec!["test*".into(), "old".into()],
             staging: Some("dba@db-stage".into()),
+            read_from_staging: Some("/mnt/repo".into()),
             target_host: Some("ssh://ops@files:2222".into()),
             target_caller: None,
             ssh_agent_of: None,
@@ -520,6 +544,7 @@ mod tests {
                 ports: Some((5000, 5009)),
                 bytes_per_second: NonZero::new(10 << 20),
             },
+            keep_dump: true,
         };
         assert_eq!(got, want);
     }
@@ -572,6 +597,21 @@ mod tests {
         let without = Surroundings { has_ssh_agent: false, ..elsewhere };
         assert!(asked(&without, &forward).unwrap_err().message.contains("SSH_AUTH_SOCK"));
         assert!(asked(&surroundings(), &forward).unwrap_err().usage);
+    }
+
+    #[test]
+    fn the_staging_server_may_read_the_repository_itself() {
+        let line = ["/r", "-d", "crm", "--to", "/no/such/o", "--read-from"];
+        let read_from = |more: &[&str]| {
+            request(&[&line[..], more].concat()).map(|request| request.read_from_staging)
+        };
+        let staging = ["--staging", "db1"];
+        let with = |words: &str| read_from(&[&[words], &staging[..]].concat()).unwrap();
+        assert_eq!(with("mount-server"), None);
+        assert_eq!(with("staging"), Some("/r".into()), "at the same path");
+        assert_eq!(with("staging:/mnt/r"), Some("/mnt/r".into()));
+        assert_eq!(read_from(&["mount-server"]).unwrap(), None);
+        assert!(read_from(&["staging"]).unwrap_err().usage);
     }
 
     #[test]

@@ -59,6 +59,28 @@ pub fn host(text: &str) -> Result<pgthaw_link::Host, String> {
     text.parse().map_err(|err: pgthaw_link::BadHost| err.to_string())
 }
 
+/// Which machine reads the repository for a mount elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReadFrom {
+    /// The mount server, which sends what is asked for.
+    MountServer,
+    /// The staging server, which sees the repository itself: at this path, or at the same as the mount server.
+    Staging(Option<PathBuf>),
+}
+
+/// Reads `mount-server`, `staging` or `staging:DIR`.
+pub fn read_from(text: &str) -> Result<ReadFrom, String> {
+    match (text, text.strip_prefix("staging:")) {
+        ("mount-server", _) => Ok(ReadFrom::MountServer),
+        ("staging", _) => Ok(ReadFrom::Staging(None)),
+        (_, Some(path)) if path.starts_with('/') => {
+            Ok(ReadFrom::Staging(Some(PathBuf::from(path).components().collect())))
+        }
+        (_, Some(path)) => Err(format!("`{path}` is no whole path: write it from `/` on")),
+        _ => Err("write mount-server, staging or staging:DIR".into()),
+    }
+}
+
 /// Reads a path: any text but none, UTF-8 because it is kept as JSON.
 pub fn path(text: &str) -> Result<PathBuf, String> {
     match text {

@@ -26,7 +26,7 @@ use pgthaw_source::store::{LinkStatus, LocalStore, ObjectStore, RemoteOptions, R
 use serde::{Deserialize, Serialize};
 
 use super::source::{MountSource, database_of, with_causes};
-use crate::attach::handing::{Handed, take_over};
+use crate::attach::handing::{Handed, take_over, widen};
 
 /// Threads that answer the kernel.
 const FUSE_THREADS: usize = 4;
@@ -253,6 +253,7 @@ fn remote_store(
         for holder in listener.incoming().flatten() {
             // Whoever has handed over something else is told by the end of his connection.
             let Ok(Handed { input, output, holder, .. }) = take_over(holder) else { continue };
+            widen(&input);
             let hang_up = move || {
                 let _ = holder.shutdown(std::net::Shutdown::Both); // its process ends, and with it the connection
             };
@@ -363,7 +364,9 @@ impl Backup {
     }
 
     fn done(&self, file: usize, read: Result<(), ReadError>) -> io::Result<()> {
-        let _ = self.ahead.try_send(file); // a full queue means that there is enough to do
+        if self.reader.wants_ahead(file) {
+            let _ = self.ahead.try_send(file); // a full queue means that there is enough to do
+        }
         read.map_err(|err| io::Error::other(with_causes(&err)))
     }
 }

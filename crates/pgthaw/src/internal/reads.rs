@@ -10,6 +10,8 @@ use std::sync::Arc;
 use pgthaw_source::map::ObjectTable;
 use pgthaw_source::store::{LocalStore, serve};
 
+use crate::attach::handing::widen;
+
 /// Number of the descriptor from which the table of objects is read.
 pub const OBJECTS: i32 = 3;
 /// Threads that read: as many as may wait for a slow disk at once.
@@ -36,5 +38,6 @@ fn work() -> io::Result<()> {
     let store = Arc::new(LocalStore::open(table)?);
     let input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
     let output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    widen(&output);
     serve(store, input, output, THREADS)
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use pgthaw_source::location::{Kind, Location};
 use pgthaw_source::map::{BackupMap, ObjectTable};
 use pgthaw_source::reader::Reader;
 use pgthaw_source::repository::{Backup, Repository, WalWanted};
-use pgthaw_source::store::LocalStore;
+use pgthaw_source::store::{LocalStore, Root};
 use serde::{Deserialize, Serialize};
 
 use crate::wire::{
@@ -37,6 +38,20 @@ pub enum SourceTask {
         backup: Option<String>,
         /// How far it will be recovered.
         recovery: RecoveryChoice,
+    },
+    /// Tell by what another machine recognizes a backup.
+    Identity {
+        /// Where it lies.
+        repository: RepositoryChoice,
+        /// Its id.
+        backup: String,
+    },
+    /// Tell the checksums of files.
+    Checksums {
+        /// The directory that holds them.
+        directory: PathBuf,
+        /// Their paths in it.
+        files: Vec<String>,
     },
     /// Build the map of one backup.
     Map {
@@ -94,6 +109,13 @@ fn answer(task: SourceTask) -> Result<Vec<u8>, ApiError> {
                 opened.open_backup(backup.as_deref(), wanted(recovery)).map_err(api_error)?;
             Ok(json(&facts(&opened, &backup, &repository)?))
         }
+        SourceTask::Identity { repository, backup } => {
+            let files = open(&repository)?.identifying_files(&backup);
+            let sums = checksums(&repository.path, &files)?.into_iter();
+            let there = files.iter().zip(sums).filter_map(|(file, sum)| Some((file, sum?)));
+            Ok(json(&there.collect::<Vec<_>>()))
+        }
+        SourceTask::Checksums { directory, files } => Ok(json(&checksums(&directory, &files)?)),
         SourceTask::Map { repository, backup, recovery } => {
             let backup = open(&repository)?
                 .open_backup(Some(&backup), wanted(recovery))
@@ -102,6 +124,20 @@ fn answer(task: SourceTask) -> Result<Vec<u8>, ApiError> {
             Ok(postcard::to_stdvec(&source).expect("a map is plain data"))
         }
     }
+}
+
+/// The SHA-256 of `files` below `directory`; nothing for one that is not there.
+fn checksums(directory: &Path, files: &[String]) -> Result<Vec<Option<[u8; 32]>>, ApiError> {
+    let root = Root::open(directory).map_err(|err| ApiError::broken(err.to_string()))?;
+    let sum = |file: &String| match root.open_file(file) {
+        Ok(mut opened) => pgthaw_mover::sha256_of(&mut opened).map(|(_, sum)| Some(sum)),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(err) => Err(err),
+    };
+    let failed = |file: &String, err: io::Error| {
+        ApiError::broken(format!("read `{}`: {err}", directory.join(file).display()))
+    };
+    files.iter().map(|file| sum(file).map_err(|err| failed(file, err))).collect()
 }
 
 fn json(value: &impl Serialize) -> Vec<u8> {
@@ -234,6 +270,7 @@ fn facts(
     let names = catalogs::tablespaces(&mut read).unwrap_or_default();
     let sizes = pgthaw_source::repository::database_sizes(&backup.map);
     let relations = relation_counts(&backup.map);
+    let largest = largest_relations(&backup.map);
     let damaged =
         |oid: u32| backup.damaged_files.iter().any(|path| database_of(path.as_str()) == Some(oid));
     let databases = match (&backup.databases, rows.is_empty()) {
@@ -247,6 +284,7 @@ fn facts(
         .map(|database| BackupDatabase {
             bytes: sizes.get(&database.oid).copied().unwrap_or(0),
             relations: relations.get(&database.oid).copied().unwrap_or(0),
+            largest_relation: largest.get(&database.oid).copied().unwrap_or(0),
             damaged: damaged(database.oid),
             ..database
         })
@@ -292,6 +330,7 @@ impl BackupDatabase {
             name: name.into(),
             bytes: 0,
             relations: 0,
+            largest_relation: 0,
             template: name == "template0" || name == "template1",
             allows_connections: name != "template0",
             damaged: false,
@@ -335,6 +374,31 @@ fn relation_counts(map: &BackupMap) -> BTreeMap<u32, u64> {
     counts
 }
 
+/// Bytes of the largest relation per database: the main fork's segments together.
+fn largest_relations(map: &BackupMap) -> BTreeMap<u32, u64> {
+    let mut relations = BTreeMap::<&str, u64>::new();
+    for file in &map.files {
+        let path = file.path.as_str();
+        *relations.entry(relation_of(path).unwrap_or(path)).or_default() += file.size;
+    }
+    let mut largest = BTreeMap::new();
+    for (path, bytes) in relations {
+        if let Some(oid) = database_of(path) {
+            let most: &mut u64 = largest.entry(oid).or_default();
+            *most = bytes.max(*most);
+        }
+    }
+    largest
+}
+
+/// The path of the first segment of the relation that the file at `path` belongs to; nothing if it is another fork, or no relation's.
+fn relation_of(path: &str) -> Option<&str> {
+    let begin = path.rfind('/')? + 1;
+    let digits = path[begin..].bytes().take_while(u8::is_ascii_digit).count();
+    let (first, rest) = path.split_at(begin + digits);
+    (digits > 0 && (rest.is_empty() || rest.starts_with('.'))).then_some(first)
+}
+
 fn wal_bytes(map: &BackupMap) -> u64 {
     map.files
         .iter()
@@ -345,7 +409,7 @@ fn wal_bytes(map: &BackupMap) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::database_of;
+    use super::{database_of, relation_of};
 
     #[test]
     fn a_path_tells_its_database() {
@@ -359,6 +423,19 @@ mod tests {
         ];
         for (path, want) in cases {
             assert_eq!(database_of(path), want, "{path}");
+        }
+    }
+
+    #[test]
+    fn segments_belong_to_one_relation() {
+        let cases = [
+            ("data/base/1/2619", Some("data/base/1/2619")),
+            ("data/base/1/2619.12", Some("data/base/1/2619")),
+            ("data/base/1/2619_fsm", None),
+            ("data/base/1/PG_VERSION", None),
+        ];
+        for (path, want) in cases {
+            assert_eq!(relation_of(path), want, "{path}");
         }
     }
 }

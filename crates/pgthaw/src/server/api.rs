@@ -163,6 +163,11 @@ fn resolve(
             return Err(not_allowed(caller, &what));
         }
     }
+    if let Some(path) = &mut request.read_from_staging
+        && path.as_os_str().is_empty()
+    {
+        path.clone_from(&request.repository.path); // the same path as here, which only the server knows
+    }
     request.requester = caller.team.then(|| caller.account.clone());
     let hosts = &door.configuration.hosts;
     if let Some(known) = request.staging.as_ref().and_then(|name| hosts.get(name)) {

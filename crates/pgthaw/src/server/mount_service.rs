@@ -4,7 +4,7 @@
 //! owner, so that a server started as root never parses or decodes anything with root's rights.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use pgthaw_session::{RecoveryChoice, RepositoryChoice};
 use serde::de::DeserializeOwned;
@@ -45,6 +45,43 @@ pub fn without_objects(map: &[u8]) -> Result<(Vec<u8>, Vec<u8>), ApiError> {
         postcard::to_stdvec(&source).map_err(broken)?,
         postcard::to_stdvec(&objects).map_err(broken)?,
     ))
+}
+
+/// Lets a map's objects be read by a machine that sees the repository not at `from`, but at `to`. What lies beside it has the same path.
+///
+/// # Errors
+/// When `map` is none.
+pub fn rebased(map: &[u8], from: &Path, to: &Path) -> Result<Vec<u8>, ApiError> {
+    let broken = |err: postcard::Error| ApiError::broken(format!("the map of the backup: {err}"));
+    let mut source: MountSource = postcard::from_bytes(map).map_err(broken)?;
+    for root in &mut source.objects.roots {
+        if let Ok(rest) = root.strip_prefix(from) {
+            *root = to.join(rest).components().collect();
+        }
+    }
+    postcard::to_stdvec(&source).map_err(broken)
+}
+
+/// Tells by what another machine recognizes the backup: names of files in the repository, with their SHA-256.
+///
+/// # Errors
+/// What the repository's reader says.
+pub async fn identity(
+    repository: RepositoryChoice,
+    backup: String,
+) -> Result<Vec<(String, [u8; 32])>, ApiError> {
+    ask(&repository.path.clone(), &SourceTask::Identity { repository, backup }).await
+}
+
+/// The SHA-256 of `files` below `directory`, of those that are there.
+///
+/// # Errors
+/// What the repository's reader says.
+pub async fn checksums(
+    directory: PathBuf,
+    files: Vec<String>,
+) -> Result<Vec<Option<[u8; 32]>>, ApiError> {
+    ask(&directory.clone(), &SourceTask::Checksums { directory, files }).await
 }
 
 /// Builds the map of one backup, ready to be handed to a mount (see [`crate::internal::source::MountSource`]).

@@ -628,8 +628,14 @@ impl Worker {
         let Some(resolved) = &self.session.resolved else { return Ok(None) };
         let (request, backup) = (&self.session.request, resolved.id.clone());
         match mount_service::map(request.repository.clone(), backup, request.recovery).await {
-            Ok(map) if self.sites.staging.machine().is_none() => Ok(Some(map)),
-            Ok(map) => self.without_objects(&map),
+            Ok(map) => match (request.repository_beside_instance(), &request.read_from_staging) {
+                (None, _) => self.without_objects(&map),
+                (Some(_), None) => Ok(Some(map)),
+                (Some(_), Some(there)) => {
+                    let rebased = mount_service::rebased(&map, &request.repository.path, there);
+                    self.or_give_up(rebased.map_err(Failure::from))
+                }
+            },
             Err(err) => {
                 self.give_up(err.into())?;
                 Ok(None)
@@ -648,8 +654,16 @@ impl Worker {
                 Ok(map)
             },
         );
-        match split {
-            Ok(map) => Ok(Some(map)),
+        self.or_give_up(split)
+    }
+
+    /// The result, or the end of the attempt.
+    fn or_give_up<T>(
+        &mut self,
+        result: Result<T, Failure>,
+    ) -> Result<Option<T>, journal::JournalError> {
+        match result {
+            Ok(result) => Ok(Some(result)),
             Err(failure) => {
                 self.give_up(failure)?;
                 Ok(None)
@@ -670,6 +684,7 @@ impl Worker {
         };
         let request = &self.session.request;
         if self.reads.is_none()
+            && request.repository_beside_instance().is_none()
             && agent.mount == Progress::Done(())
             && let Some(machine) = self.sites.staging.machine()
             && let Ok(owner) = mount_service::owner(&request.repository.path)

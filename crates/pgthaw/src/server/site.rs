@@ -14,6 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::agent_link::AgentLink;
+use super::mount_service;
 use super::sessions::new_marker;
 use crate::agent::undo;
 use crate::agent::{self, place, sealing};
@@ -240,6 +241,41 @@ impl Site {
         }
     }
 
+    /// Checks that the machine sees `backup` of the request's repository in `directory`.
+    async fn recognize(
+        &self,
+        report: &mut CheckReport,
+        request: &ExportRequest,
+        directory: &Path,
+        backup: &str,
+    ) {
+        let Some(machine) = self.machine() else { return };
+        let seen = async {
+            let identity =
+                mount_service::identity(request.repository.clone(), backup.into()).await?;
+            let files: Vec<&String> = identity.iter().map(|(file, _)| file).collect();
+            let sums: Vec<_> = call(machine, "checksums", &(directory, files)).await?;
+            Ok::<_, ApiError>((identity, sums))
+        };
+        let (host, path) = (machine.name(), directory.display());
+        let remedy = Some(
+            "name its path there with --read-from staging:DIR, or leave --read-from out: then the mount server reads for it"
+                .to_owned(),
+        );
+        match seen.await {
+            Ok((identity, sums)) => match unlike(&identity, &sums) {
+                None => report
+                    .passed
+                    .push(format!("{host}: backup {backup} is read from `{path}` there")),
+                Some(what) => report.error(
+                    format!("{host}: `{path}` there is not the same repository: {what}"),
+                    remedy,
+                ),
+            },
+            Err(err) => report.error(err.message, remedy),
+        }
+    }
+
     /// Names the machine in what a check found there, if it is another one.
     fn named_in(&self, mut report: CheckReport) -> CheckReport {
         if let Some(machine) = self.machine() {
@@ -250,6 +286,19 @@ impl Site {
         }
         report
     }
+}
+
+/// Returns what differs between a backup's identifying files and what another machine has seen of them.
+fn unlike(identity: &[(String, [u8; 32])], seen: &[Option<[u8; 32]>]) -> Option<String> {
+    if identity.is_empty() {
+        return Some("nothing identifies the backup".into());
+    }
+    let mut pairs = identity.iter().zip(seen.iter().chain(std::iter::repeat(&None)));
+    pairs.find_map(|((file, own), seen)| match seen {
+        Some(seen) if seen == own => None,
+        Some(_) => Some(format!("`{file}` is another")),
+        None => Some(format!("`{file}` is missing")),
+    })
 }
 
 /// The machines of one session.
@@ -294,10 +343,21 @@ impl Sites {
             facts: facts.clone(),
             delivered: delivered.clone(),
         };
-        if !request.delivers_elsewhere() {
-            let report = self.staging.check(&part(CheckPart::Everything)).await?;
-            return Ok(self.staging.named_in(report));
+        let mut report = match request.delivers_elsewhere() {
+            false => {
+                let report = self.staging.check(&part(CheckPart::Everything)).await?;
+                self.staging.named_in(report)
+            }
+            true => self.check_both(part).await,
+        };
+        if let Some(directory) = &request.read_from_staging {
+            self.staging.recognize(&mut report, request, directory, &facts.backup.id).await;
         }
+        Ok(report)
+    }
+
+    /// Checks the staging server and the target, which are two machines.
+    async fn check_both(&self, part: impl Fn(CheckPart) -> CheckTask) -> CheckReport {
         let (staging, target) = (part(CheckPart::Staging), part(CheckPart::Target));
         let (staging, target) =
             tokio::join!(self.staging.check(&staging), self.target.check(&target));
@@ -318,7 +378,7 @@ impl Sites {
                 }),
             }
         }
-        Ok(both)
+        both
     }
 
     /// Lets a relative target on another machine begin at the home directory there, as scp does.
@@ -459,5 +519,20 @@ mod tests {
         }
         assert_eq!(warning(-30).as_deref(), Some("the clock is 30 s behind"));
         assert_eq!(warning(65).as_deref(), Some("the clock is 60 s ahead"));
+    }
+
+    #[test]
+    fn a_repository_is_recognized_by_its_files() {
+        let own = vec![("a".to_owned(), [1; 32]), ("b".to_owned(), [2; 32])];
+        let cases: [(_, &[Option<[u8; 32]>], Option<&str>); 4] = [
+            ("the same", &[Some([1; 32]), Some([2; 32])], None),
+            ("one differs", &[Some([1; 32]), Some([3; 32])], Some("`b` is another")),
+            ("one is missing", &[None, Some([2; 32])], Some("`a` is missing")),
+            ("too few answers", &[Some([1; 32])], Some("`b` is missing")),
+        ];
+        for (name, seen, want) in cases {
+            assert_eq!(unlike(&own, seen).as_deref(), want, "{name}");
+        }
+        assert!(unlike(&[], &[]).is_some(), "nothing proves nothing");
     }
 }

@@ -36,10 +36,15 @@ pub struct Machines {
 
 impl Machines {
     pub fn new() -> Self {
+        Self::planned(HostPlan::new("mount"), HostPlan::new("staging"))
+    }
+
+    /// The same with a mount and a staging server as planned.
+    pub fn planned(mount: HostPlan, staging: HostPlan) -> Self {
         let program = Path::new(env!("CARGO_BIN_EXE_pgthaw"));
         // Elsewhere than on the mount server pgthaw is not installed.
-        let mount = HostPlan::new("mount").program(program);
-        let lab = Lab::with([mount, HostPlan::new("staging"), HostPlan::new("target")]);
+        let mount = mount.program(program);
+        let lab = Lab::with([mount, staging, HostPlan::new("target")]);
         let fixture = Fixture::get();
         fixture
             .lz4

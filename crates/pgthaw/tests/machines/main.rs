@@ -9,4 +9,6 @@ mod faults;
 mod lab;
 mod movers;
 mod placements;
+mod read_from;
 mod refusals;
+mod small_disk;

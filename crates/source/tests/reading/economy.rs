@@ -104,7 +104,7 @@ fn read_ahead_follows_sequential_reads_only() {
     for codec in [Codec::Gzip, Codec::Lz4, Codec::Zstd] {
         let (sequential, _) = reader(&[Stored::new(codec, bytes.clone())], 64 * MIB);
         let mut buf = vec![0; 128 << 10];
-        let mut waited = 0;
+        let (mut waited, mut woken) = (0, 0);
         for step in 0..64_u64 {
             let offset = step * buf.len() as u64;
             match sequential.try_read_at(0, offset, &mut buf) {
@@ -120,14 +120,20 @@ fn read_ahead_follows_sequential_reads_only() {
                 decoded <= 2 * (offset + buf.len() as u64) + CHUNK,
                 "{codec}: decoded {decoded} at {offset}"
             );
-            sequential.read_ahead(0);
+            if sequential.wants_ahead(0) {
+                woken += 1;
+                sequential.read_ahead(0);
+            }
         }
         assert!(waited < 16, "{codec}: {waited} of 64 sequential reads waited");
+        assert!((8..=24).contains(&woken), "{codec}: decoded ahead {woken} times");
+        assert!(!sequential.wants_ahead(0), "{codec}: nothing is left");
         assert_eq!(sequential.statistics().decoded_again_bytes, 0, "{codec}");
 
         let (scattered, _) = reader(&[Stored::new(codec, bytes.clone())], 64 * MIB);
         for step in 0..6_u64 {
             scattered.read_at(0, step * MIB, &mut [0; 8192]).unwrap();
+            assert!(!scattered.wants_ahead(0), "{codec}");
             scattered.read_ahead(0);
         }
         assert!(scattered.statistics().decoded_bytes <= 5 * MIB + CHUNK, "{codec}");

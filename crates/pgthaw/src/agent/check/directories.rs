@@ -217,10 +217,11 @@ fn room(
         room.map(|room| Need { what, path, room, bytes, files })
     };
     let work = &environment.work;
+    let (dump_need, what) = dump_need(&left, databases, task);
     let dump = environment
         .dump
         .as_ref()
-        .and_then(|dump| need("dump", &dump.path, dump.room, databases, files));
+        .and_then(|dump| need(what, &dump.path, dump.room, dump_need, files));
     let staging = [need("write layer", &work.path, work.room, layer, 0), dump];
     let target = &environment.target;
     let delivery = need("delivery", &task.request.target, target.room, databases, files);
@@ -235,6 +236,20 @@ fn room(
             needs.into_iter().partition(|need| need.room.device == device);
         judge_room(report, &together);
         needs = rest;
+    }
+}
+
+/// The bytes that the dump's directory has to hold at a time, of all `bytes` that are dumped, and what they are. Files leave it as soon as
+/// the target has them, so that it is the tables that are written at a time, each about as long as its relation.
+fn dump_need(left: &[&&BackupDatabase], bytes: u64, task: &CheckTask) -> (u64, &'static str) {
+    let jobs = u64::from(task.request.jobs);
+    let at_a_time = |database: &&&BackupDatabase| database.largest_relation.saturating_mul(jobs);
+    let at_a_time = left.iter().map(|database| at_a_time(&database).min(database.bytes)).max();
+    match at_a_time {
+        Some(at_a_time) if at_a_time < bytes && !task.request.keep_dump => {
+            (at_a_time, "tables dumped at a time")
+        }
+        _ => (bytes, "dump"),
     }
 }
 

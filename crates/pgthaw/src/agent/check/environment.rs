@@ -128,23 +128,11 @@ impl Environment {
         let dump_arguments = dump_arguments(task, programs.as_ref().ok(), os_user.as_ref().ok());
         // Root's children run under other accounts, which have to get through to their own directories.
         let postgres = os_user.as_ref().ok().filter(|_| root);
-        let repository_is_here = request.staging.is_none();
-        let reader = fs::metadata(&request.repository.path).ok();
-        let reader = reader.filter(|meta| repository_is_here && root && meta.uid() != 0);
+        let repository = request.repository_beside_instance();
+        let reader = repository.and_then(|path| fs::metadata(path).ok());
+        let reader = reader.filter(|meta| root && meta.uid() != 0);
         let reader = reader.and_then(|meta| OsUser::look_up(&meta.uid().to_string()).ok());
         let work = request.work_dir.clone().unwrap_or_else(|| DEFAULT_WORK_DIRECTORY.into());
-        let repository = &request.repository;
-        let read = [&repository.path]
-            .into_iter()
-            .chain(&repository.wal_archives)
-            .chain(&repository.backup_label);
-        let read = read.chain(task.facts.further_roots.iter().map(|(_, path)| path));
-        // The mount server checks for itself that the target does not lie in the repository.
-        let reads = match task.part {
-            CheckPart::Everything => true,
-            CheckPart::Staging => false,
-            CheckPart::Target => request.target_machine().is_none(),
-        };
         Self {
             root,
             programs,
@@ -154,7 +142,7 @@ impl Environment {
             work: Directory::look(&work, None, &[postgres, reader.as_ref()]),
             dump: dump_parent(task).map(|path| Directory::look(&path, postgres, &[postgres])),
             target: Target::look(task),
-            read: read.filter(|_| reads).map(|path| resolved(path)).collect(),
+            read: read_here(task).map(|path| resolved(path)).collect(),
             locales: locales(),
             logind: OsUser::current()
                 .ok()
@@ -163,6 +151,22 @@ impl Environment {
             os_user,
         }
     }
+}
+
+/// What is read of the repository and beside it on this machine.
+fn read_here(task: &CheckTask) -> impl Iterator<Item = &Path> {
+    let (request, repository) = (&task.request, &task.request.repository);
+    let here = match task.part {
+        CheckPart::Everything | CheckPart::Staging => request.staging.is_none(),
+        CheckPart::Target => request.target_machine().is_none(),
+    };
+    let all = [&repository.path]
+        .into_iter()
+        .chain(&repository.wal_archives)
+        .chain(&repository.backup_label)
+        .chain(task.facts.further_roots.iter().map(|(_, path)| path));
+    let elsewhere = request.read_from_staging.iter().filter(|_| task.part != CheckPart::Target);
+    all.filter(move |_| here).chain(elsewhere.filter(move |_| !here)).map(PathBuf::as_path)
 }
 
 fn locales() -> Result<Locales, Failure> {

@@ -23,6 +23,7 @@ fn database(name: &str, bytes: u64) -> BackupDatabase {
         name: name.into(),
         bytes,
         relations: 100,
+        largest_relation: bytes,
         template: name.starts_with("template"),
         allows_connections: name != "template0",
         damaged: false,
@@ -95,6 +96,7 @@ fn task() -> CheckTask {
         all: false,
         exclude_databases: Vec::new(),
         staging: None,
+        read_from_staging: None,
         target_host: None,
         target_caller: None,
         ssh_agent_of: None,
@@ -121,6 +123,7 @@ fn task() -> CheckTask {
         retry_for: 3600,
         lease: 86400,
         mover: MoverChoice::default(),
+        keep_dump: false,
     };
     let part = CheckPart::Everything;
     CheckTask { part, session: None, request, facts, delivered: Vec::new() }
@@ -650,6 +653,21 @@ fn judges_room() {
                 e.target.room = e.work.room;
             },
             Warning("8.0 GB free in `/var/tmp` and `/srv/monday`; up to 9.0 GB"),
+        ),
+        (
+            "finished tables leave",
+            |_, t| t.facts.databases[3].largest_relation = GB / 2,
+            Passed(
+                "up to 6.0 GB may be needed (write layer 5.0 GB, tables dumped at a time 1.0 GB)",
+            ),
+        ),
+        (
+            "finished tables stay",
+            |_, t| {
+                t.facts.databases[3].largest_relation = GB / 2;
+                t.request.keep_dump = true;
+            },
+            Passed("up to 7.0 GB may be needed (write layer 5.0 GB, dump 2.0 GB)"),
         ),
         (
             "delivered databases need nothing",

@@ -100,6 +100,16 @@ impl BaseBackups {
         opening::open(directory, &self.location, info, wal)
     }
 
+    /// See [`crate::Repository::identifying_files`].
+    pub(crate) fn identifying_files(&self, id: &str) -> Vec<String> {
+        let Some(member) = self.members.iter().find(|member| member.id == id) else {
+            return Vec::new();
+        };
+        let directory = member.path.strip_prefix(self.root.path()).unwrap_or(&member.path);
+        let files = ["backup_manifest", "backup_label", "global/pg_control"];
+        files.map(|name| directory.join(name).display().to_string()).into()
+    }
+
     /// Finds the backup `id`, or the newest. To describe a backup is to read much of it, so no other is unless needed.
     fn choose(&self, id: Option<&str>) -> Result<(&Member, BackupInfo), SourceError> {
         let id = match (id, &self.members[..]) {

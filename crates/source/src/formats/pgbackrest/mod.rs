@@ -112,6 +112,12 @@ impl PgBackRest {
         self.assemble(&listed, manifest, wal, notes)
     }
 
+    /// See [`crate::Repository::identifying_files`].
+    pub(crate) fn identifying_files(&self, id: &str) -> Vec<String> {
+        let directory = self.in_backup(id);
+        ["backup.manifest", "backup.manifest.copy"].map(|name| format!("{directory}/{name}")).into()
+    }
+
     /// Finds the backup `id`, or the newest.
     fn choose(&self, mut listed: Vec<Listed>, id: Option<&str>) -> Result<Listed, SourceError> {
         let path = self.root.path().to_path_buf();
