@@ -1,6 +1,6 @@
 //! Tables and JSON, word for word.
 
-use pgthaw_session::SessionState;
+use pgthaw_session::{DumpWay, SessionState};
 use pgthaw_source::repository::{BackupType, WalReach};
 use serde_json::json;
 
@@ -227,6 +227,10 @@ delivered     47.7 MB
     assert_eq!(session(&status, &zone()), want);
     status.databases.clear();
     assert!(session(&status, &zone()).ends_with("delivered     47.7 MB\n"));
+    let text = "directly from db-stage to port 47000 of files".into();
+    status.dump_way = Some(DumpWay { direct: true, text });
+    let way = "\ndump goes     directly from db-stage to port 47000 of files\n";
+    assert!(session(&status, &zone()).contains(way));
 }
 
 #[test]

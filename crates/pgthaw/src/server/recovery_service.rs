@@ -202,7 +202,9 @@ impl RecoveryService {
         let sites = self.sites(&request)?;
         sites.make_absolute(&mut request).await?;
         let (facts, mut report) = look_at_machines(&sites, &request).await?;
-        mover::try_out(&sites.staging, &sites.target, request.mover, &mut report).await;
+        if !report.refused() {
+            mover::try_out(&sites.staging, &sites.target, request.mover, &mut report).await;
+        }
         Ok(CheckAnswer { recovery_line: recovery_line(&facts, request.recovery), report })
     }
 

@@ -107,7 +107,7 @@ fn a_direct_way_that_is_cut_is_gone_on_from() {
         return;
     }
     let machines = Machines::new();
-    for (seconds, direct) in [(6, true), (35, false)] {
+    for (seconds, direct) in [(6, true), (50, false)] {
         let case = format!("staging-target cut for {seconds} s");
         let leftovers = machines.leftovers();
         machines.lab.throttle("staging", "target", Some(300_000));
