@@ -15,13 +15,17 @@ pub struct SessionsDirectory {
 }
 
 impl SessionsDirectory {
-    /// Opens `sessions/` below `state_directory`; makes both (0700) where they are missing.
+    /// Opens `sessions/` below `state_directory`, for its only server; makes both (0700) where they are missing. A session whose server
+    /// died before its first record was written has made nothing and was told to nobody: it is removed.
     ///
     /// # Errors
     /// When one of them cannot be made.
     pub fn open(state_directory: &Path) -> io::Result<Self> {
         let path = state_directory.join("sessions");
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
+        for session in fs::read_dir(&path)?.flatten() {
+            remove_if_never_begun(&session.path());
+        }
         Ok(Self { state: state_directory.into(), path })
     }
 
@@ -71,6 +75,19 @@ impl SessionsDirectory {
     }
 }
 
+/// Removes a session's directory that holds nothing but a journal without a whole record.
+fn remove_if_never_begun(directory: &Path) {
+    let journal = directory.join(journal::FILE_NAME);
+    let begun = match fs::read(&journal) {
+        Ok(bytes) => bytes.contains(&b'\n'),
+        Err(err) => err.kind() != io::ErrorKind::NotFound,
+    };
+    if !begun {
+        let _ = fs::remove_file(journal); // one that is not there, or stays, is no harm
+        let _ = fs::remove_dir(directory);
+    }
+}
+
 /// A session's id: date, time and four random letters, such as `20261122-101112-kqvd`.
 fn new_id() -> String {
     let now = jiff::Zoned::now().strftime("%Y%m%d-%H%M%S").to_string();
@@ -89,4 +106,33 @@ fn random_bytes<const N: usize>() -> [u8; N] {
     let read = fs::File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut bytes));
     read.expect("every Linux has /dev/urandom");
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sessions_that_were_never_begun_are_removed() {
+        let state = tempfile::tempdir().unwrap();
+        let cases = [
+            ("no journal", None, false),
+            ("an empty journal", Some(("journal", "")), false),
+            ("a torn first record", Some(("journal", "0123abcd {\"at\"")), false),
+            ("a whole record", Some(("journal", "0123abcd {}\n")), true),
+            ("a torn second record", Some(("journal", "0123abcd {}\n0123")), true),
+            ("somebody's file", Some(("notes", "x")), true),
+        ];
+        for (name, file, _) in cases {
+            let directory = state.path().join("sessions").join(name);
+            fs::create_dir_all(&directory).unwrap();
+            if let Some((file, text)) = file {
+                fs::write(directory.join(file), text).unwrap();
+            }
+        }
+        let sessions = SessionsDirectory::open(state.path()).unwrap();
+        for (name, _, stays) in cases {
+            assert_eq!(sessions.of(name).exists(), stays, "{name}");
+        }
+    }
 }
