@@ -9,3 +9,4 @@ mod faults;
 mod lab;
 mod placements;
 mod refusals;
+mod table;
