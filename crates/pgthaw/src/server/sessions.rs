@@ -4,8 +4,12 @@ use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use pgthaw_session::journal::{self, Contents, Journal, JournalError};
+
+/// A child that a killed server was just starting holds its locks until it runs its own program: so long may that take.
+const LETTING_GO: Duration = Duration::from_secs(1);
 
 /// The directory of all sessions of this server.
 #[derive(Debug, Clone)]
@@ -71,7 +75,15 @@ impl SessionsDirectory {
     /// # Errors
     /// [`JournalError`], also when another process works on the session.
     pub fn own(&self, id: &str) -> Result<(Journal, Contents), JournalError> {
-        Journal::open(&self.of(id))
+        let end = Instant::now() + LETTING_GO;
+        loop {
+            match Journal::open(&self.of(id)) {
+                Err(JournalError::Owned { .. }) if Instant::now() < end => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                opened => return opened,
+            }
+        }
     }
 }
 
@@ -111,6 +123,20 @@ fn random_bytes<const N: usize>() -> [u8; N] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_journal_is_waited_for_while_a_child_of_its_last_server_lets_go() {
+        let state = tempfile::tempdir().unwrap();
+        let sessions = SessionsDirectory::open(state.path()).unwrap();
+        let (id, held) = sessions.create().unwrap();
+        let letting_go = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(100));
+            drop(held);
+        });
+        let (_held, _) = sessions.own(&id).unwrap();
+        letting_go.join().unwrap();
+        assert!(matches!(sessions.own(&id), Err(JournalError::Owned { .. })));
+    }
 
     #[test]
     fn sessions_that_were_never_begun_are_removed() {
