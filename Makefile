@@ -1,9 +1,10 @@
 # What people type. Each target installs what it needs (Debian 12) and says so; nothing is installed twice.
-.PHONY: help setup demo test bench bench-mover bench-reads dist clean
+.PHONY: help setup demo test test-faults bench bench-mover bench-reads dist clean
 
 help:
 	@echo "make demo   the main job on a sample cluster: back up, export, load, compare"
 	@echo "make test   every test"
+	@echo "make test-faults  every fault at every step of an export over three machines (half an hour; needs root)"
 	@echo "make bench  bytes and times on a cluster of 4.7 GB (needs 25 GB of disk)"
 	@echo "make bench-mover  delivery to another machine against rsync over ssh, both on this one (needs 10 GB of memory)"
 	@echo "make bench-reads  reads through a mount on a staging server against ssh cat, both on this machine (needs 10 GB of disk)"
@@ -18,6 +19,10 @@ demo: setup
 
 test: setup
 	cargo nextest run --workspace
+
+# Prints the table of docs/semantics.md.
+test-faults: setup
+	cargo test --locked --package pgthaw --test machines -- --ignored --nocapture every_fault_at_every_step
 
 bench: setup
 	@scripts/bench

@@ -5,10 +5,11 @@
 mod support;
 
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use pgthaw_testkit::{Fixture, User};
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
-use support::{Pgthaw, assert_equal};
+use support::{Pgthaw, assert_equal, wait_for};
 
 /// A disk that can be full, and be made larger.
 struct SmallDisk(PathBuf);
@@ -161,4 +162,38 @@ fn the_target_is_full() {
     for kilobytes in [16, 300, 2_000, 4_700] {
         fails_until_there_is_room(Full::Target, kilobytes);
     }
+}
+
+/// A server that cannot write its journal stops working on the session; once there is room, `retry` takes it up where it is.
+#[test]
+fn the_state_directory_is_full() {
+    if User::current().uid != 0 {
+        return;
+    }
+    let (fixture, pgthaw) = (Fixture::get(), Pgthaw::new());
+    let state = pgthaw.scratch.join("state");
+    let disk = SmallDisk::mount(state.clone(), 1_000);
+    let leftovers = pgthaw.leftovers();
+    let target = pgthaw.target("export");
+    let mut arguments = pgthaw.export_arguments(&fixture.lz4.path, &DATABASES, &target);
+    // A long request, so that the journal needs another page of the disk before the export is complete.
+    arguments.extend(["--exclude-table".into(), "x".repeat(1_500)]);
+    let mut export = pgthaw.command(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    let export = export.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for("the mount", || pgthaw.logs().contains("{\"step\":\"mount\"}").then_some(()));
+    let filler = state.join("filler");
+    let full = std::fs::write(&filler, vec![0; 2 << 20]).unwrap_err();
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    let ended = export.wait_with_output().unwrap();
+    let said = support::text(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(1), "{said}");
+    assert!(said.contains("No space left on device") && said.contains("journal"), "{said}");
+    assert!(!target.join("export.json").exists());
+
+    std::fs::remove_file(filler).unwrap();
+    disk.grow(100_000);
+    let id = pgthaw.session_id();
+    pgthaw.expect(0, &["retry", &id]);
+    assert_equal(&target, &fixture.expected, &DATABASES);
+    assert_eq!(leftovers.check(), [""; 0], "left by the retry");
 }

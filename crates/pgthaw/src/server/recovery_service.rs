@@ -4,7 +4,7 @@
 //! [`pgthaw_session::decide()`]; here is only how each action is carried out.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -216,7 +216,11 @@ impl RecoveryService {
         let status = self.look(id)?.status;
         match status.state {
             SessionState::Failed => {
-                self.clone().resume(id, [Entry::Attempt { number: status.attempts + 1 }])?;
+                // One that failed because its journal could not be written is still at work by its journal, and is only taken up again.
+                let interrupted = self.stored(id)?.0.state.is_active();
+                let again =
+                    (!interrupted).then_some(Entry::Attempt { number: status.attempts + 1 });
+                self.clone().resume(id, again)?;
                 Ok(self.look(id)?.status)
             }
             SessionState::Canceled => Err(ApiError {
@@ -413,8 +417,9 @@ impl RecoveryService {
         };
         let id = id.to_owned();
         tokio::spawn(async move {
-            worker.work().await;
-            self.lock().remove(&id);
+            if worker.work().await {
+                self.lock().remove(&id); // from now on its journal tells
+            }
             if let (Some(audit), Ok((session, _))) = (&self.audit, self.stored(&id))
                 && let Some(requester) = &session.request.requester
             {
@@ -496,15 +501,19 @@ struct Worker {
 }
 
 impl Worker {
-    async fn work(mut self) {
-        if let Err(err) = self.until_the_end().await {
-            // Without its journal a session cannot go on; what it holds is found again by the next server.
-            eprintln!("session {}: {err}", self.session.id);
-            let mut seen = self.publish.borrow().clone();
+    /// Works until the session rests; returns whether its journal holds how.
+    async fn work(mut self) -> bool {
+        let Err(err) = self.until_the_end().await else { return true };
+        // Without its journal a session cannot go on; a retry or the next server finds what it holds.
+        let ApiError { message, .. } = failed(&err);
+        // The server's log may lie on the same full disk.
+        let _ = writeln!(io::stderr(), "session {}: {message}", self.session.id);
+        self.publish.send_modify(|seen| {
             seen.status.state = SessionState::Failed;
-            seen.status.error = Some(err.to_string());
-            let _ = self.publish.send(seen);
-        }
+            seen.status.error = Some(message);
+            seen.status.hint = Some(format!("mend that, then `pgthaw retry {}`", seen.status.id));
+        });
+        false
     }
 
     async fn until_the_end(&mut self) -> Result<(), journal::JournalError> {

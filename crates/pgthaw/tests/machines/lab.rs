@@ -36,15 +36,15 @@ pub struct Machines {
 
 impl Machines {
     pub fn new() -> Self {
-        Self::planned(HostPlan::new("mount"), HostPlan::new("staging"))
+        Self::planned(HostPlan::new("mount"), HostPlan::new("staging"), HostPlan::new("target"))
     }
 
-    /// The same with a mount and a staging server as planned.
-    pub fn planned(mount: HostPlan, staging: HostPlan) -> Self {
+    /// With hosts as they are planned.
+    pub fn planned(mount: HostPlan, staging: HostPlan, target: HostPlan) -> Self {
         let program = Path::new(env!("CARGO_BIN_EXE_pgthaw"));
         // Elsewhere than on the mount server pgthaw is not installed.
         let mount = mount.program(program);
-        let lab = Lab::with([mount, staging, HostPlan::new("target")]);
+        let lab = Lab::with([mount, staging, target]);
         let fixture = Fixture::get();
         fixture
             .lz4
@@ -91,12 +91,26 @@ impl Machines {
     pub fn start(&self, more: &[&str]) -> Child {
         // What was broken is to be seen, not to be made good in silence.
         let once: &[&str] = if more.contains(&"--retries") { &[] } else { &["--retries", "0"] };
-        let arguments =
-            [&["export", self.repository(), "-d", "crm", "-d", "sales"], &THREE[..], once, more]
-                .concat();
+        self.start_export(&[&THREE[..], once, more].concat())
+    }
+
+    /// Starts an export of `crm` and `sales` with these options; what it says goes to a file.
+    pub fn start_export(&self, options: &[&str]) -> Child {
         self.before.replace(self.newest());
+        self.start_command(
+            &[&["export", self.repository(), "-d", "crm", "-d", "sales"], options].concat(),
+        )
+    }
+
+    /// Starts `pgthaw`; what it says goes to a file.
+    pub fn start_command(&self, arguments: &[&str]) -> Child {
         let said = std::fs::File::create(self.host("mount").path("/home/ann/said")).unwrap();
-        self.pgthaw(&arguments).stdout(Stdio::null()).stderr(said).spawn().unwrap()
+        self.pgthaw(arguments).stdout(Stdio::null()).stderr(said).spawn().unwrap()
+    }
+
+    /// What the started command has said.
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(self.host("mount").path("/home/ann/said")).unwrap_or_default()
     }
 
     /// The newest session's status.
@@ -157,9 +171,7 @@ impl Machines {
     #[track_caller]
     pub fn ended(&self, mut export: Child, code: i32) {
         let status = export.wait().unwrap();
-        let said =
-            std::fs::read_to_string(self.host("mount").path("/home/ann/said")).unwrap_or_default();
-        assert_eq!(status.code(), Some(code), "{said}\n{}", self.logs());
+        assert_eq!(status.code(), Some(code), "{}\n{}", self.said(), self.logs());
     }
 
     /// Wants the export in `/home/ops/out` on the target equal to the source, and removes it.

@@ -12,3 +12,4 @@ mod placements;
 mod read_from;
 mod refusals;
 mod small_disk;
+mod table;

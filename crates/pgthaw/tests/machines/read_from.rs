@@ -36,7 +36,7 @@ fn the_staging_server_reads_the_repository_itself() {
     let mount = HostPlan::new("mount").share(&same, "/repo");
     let staging = HostPlan::new("staging").share(&same, "/mnt/repo").share(&other, "/mnt/other");
     // Installed there, so that only what the session needs goes over the link.
-    let machines = Machines::planned(mount, staging.program(program));
+    let machines = Machines::planned(mount, staging.program(program), HostPlan::new("target"));
     let arguments = |verb, read_from: &'static str| {
         let from =
             ["--read-from", read_from, "--staging", "dba@staging", "--to", "dba@staging:out"];

@@ -14,7 +14,11 @@ const STANDS: &str = "is nearly full";
 
 fn machines() -> Machines {
     let staging = HostPlan::new("staging").disk("/small", DISK);
-    Machines::planned(HostPlan::new("mount"), staging.disk_options("/small", "mode=1777"))
+    Machines::planned(
+        HostPlan::new("mount"),
+        staging.disk_options("/small", "mode=1777"),
+        HostPlan::new("target"),
+    )
 }
 
 /// Starts an export over a link that carries `rate` bytes per second, and waits until pg_dump stands still.
