@@ -524,14 +524,14 @@ mod tests {
     #[test]
     fn a_repository_is_recognized_by_its_files() {
         let own = vec![("a".to_owned(), [1; 32]), ("b".to_owned(), [2; 32])];
-        let cases: [(_, &[Option<[u8; 32]>], Option<&str>); 4] = [
-            ("the same", &[Some([1; 32]), Some([2; 32])], None),
-            ("one differs", &[Some([1; 32]), Some([3; 32])], Some("`b` is another")),
-            ("one is missing", &[None, Some([2; 32])], Some("`a` is missing")),
-            ("too few answers", &[Some([1; 32])], Some("`b` is missing")),
+        let cases = [
+            ("the same", vec![Some([1; 32]), Some([2; 32])], None),
+            ("one differs", vec![Some([1; 32]), Some([3; 32])], Some("`b` is another")),
+            ("one is missing", vec![None, Some([2; 32])], Some("`a` is missing")),
+            ("too few answers", vec![Some([1; 32])], Some("`b` is missing")),
         ];
         for (name, seen, want) in cases {
-            assert_eq!(unlike(&own, seen).as_deref(), want, "{name}");
+            assert_eq!(unlike(&own, &seen).as_deref(), want, "{name}");
         }
         assert!(unlike(&[], &[]).is_some(), "nothing proves nothing");
     }

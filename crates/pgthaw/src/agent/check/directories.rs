@@ -243,8 +243,8 @@ fn room(
 /// the target has them, so that it is the tables that are written at a time, each about as long as its relation.
 fn dump_need(left: &[&&BackupDatabase], bytes: u64, task: &CheckTask) -> (u64, &'static str) {
     let jobs = u64::from(task.request.jobs);
-    let at_a_time = |database: &&&BackupDatabase| database.largest_relation.saturating_mul(jobs);
-    let at_a_time = left.iter().map(|database| at_a_time(&database).min(database.bytes)).max();
+    let at_a_time = |database: &BackupDatabase| database.largest_relation.saturating_mul(jobs);
+    let at_a_time = left.iter().map(|database| at_a_time(database).min(database.bytes)).max();
     match at_a_time {
         Some(at_a_time) if at_a_time < bytes && !task.request.keep_dump => {
             (at_a_time, "tables dumped at a time")

@@ -142,7 +142,7 @@ impl Environment {
             work: Directory::look(&work, None, &[postgres, reader.as_ref()]),
             dump: dump_parent(task).map(|path| Directory::look(&path, postgres, &[postgres])),
             target: Target::look(task),
-            read: read_here(task).map(|path| resolved(path)).collect(),
+            read: read_here(task).map(resolved).collect(),
             locales: locales(),
             logind: OsUser::current()
                 .ok()
