@@ -61,6 +61,11 @@ impl Machine {
         Ok(line.insert(Line::over(&self.name, open).await?).clone())
     }
 
+    /// Whether the line for calls has broken, or was never made.
+    pub async fn is_cut(&self) -> bool {
+        self.line.lock().await.as_ref().is_none_or(Line::is_closed)
+    }
+
     /// Opens a connection of its own.
     ///
     /// # Errors

@@ -18,8 +18,9 @@ use crate::wire::{ApiError, LogLine};
 
 /// A connection that held longer than this was a good one.
 const GOOD_CONNECTION: Duration = Duration::from_secs(10);
-/// How many connections in a row may break early.
+/// How many connections in a row may break early: to a server that we start, and to one elsewhere (some minutes).
 const TRIES: u32 = 6;
+const TRIES_ELSEWHERE: u32 = 200;
 
 /// Signals that end the following of a session, noticed from the moment this is made.
 pub struct Interrupts {
@@ -244,9 +245,17 @@ fn messages(client: &Client, id: &str) -> mpsc::Receiver<Message> {
             if early == 1 && sender.send(Message::Lost).await.is_err() {
                 return;
             }
-            let again = match early {
-                1..TRIES => client.ensure_server().await,
-                _ => Err(lost_for_good(&id, &reason)),
+            // One that others run comes back by somebody else's doing: systemd's, or a machine's that boots.
+            let (elsewhere, tries) = match client.is_elsewhere() {
+                true => (true, TRIES_ELSEWHERE),
+                false => (false, TRIES),
+            };
+            let again = match early < tries {
+                true => client.ensure_server().await.or_else(|error| match elsewhere {
+                    true => Ok(()),
+                    false => Err(error),
+                }),
+                false => Err(lost_for_good(&id, &reason)),
             };
             if let Err(error) = again {
                 let _ = sender.send(Message::Failed(error)).await; // nobody listens any more

@@ -749,11 +749,16 @@ impl Worker {
         }
         (self.agent, self.observed.agent, self.observed.waiting) = (None, None, None);
         (self.reads, self.mover) = (None, None);
-        if self.goes_on() {
-            self.reach().await?; // one that cannot be reached is told below
-        }
-        let TargetUndone { failed: failures, sealed, kept } =
-            self.sites.undo(&self.session, everything).await;
+        let TargetUndone { failed: failures, sealed, kept } = loop {
+            if self.goes_on() {
+                self.reach().await?; // one that cannot be reached is told below
+            }
+            let undone = self.sites.undo(&self.session, everything).await;
+            let may_pass = self.goes_on() && self.has_time() && self.sites.is_cut().await;
+            if undone.failed.is_empty() || !may_pass {
+                break undone;
+            }
+        };
         for directory in kept {
             let directory = directory.display();
             self.note(Entry::Message(format!(
@@ -768,10 +773,14 @@ impl Worker {
         }
         if !failures.is_empty() {
             // Nothing more can be done by itself: the session ends as failed, its place stays in the journal for the next try.
-            self.give_up(
-                Failure::new(format!("could not remove {}", failures.join("; ")))
-                    .hint(format!("mend that, then `pgthaw cancel {}`", self.session.id)),
-            )?;
+            let what = format!("could not remove {}", failures.join("; "));
+            let what = match &self.session.failure {
+                Some(first) if !first.message.contains(&what) => format!("{first}; then: {what}"),
+                _ => what,
+            };
+            let id = &self.session.id;
+            let hint = format!("mend that, then `pgthaw retry {id}` or `pgthaw cancel {id}`");
+            self.give_up(Failure::new(what).hint(hint))?;
             self.note(Entry::State(SessionState::Failed))?;
             return Ok(());
         }

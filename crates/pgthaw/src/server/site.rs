@@ -325,6 +325,16 @@ impl Sites {
         Ok(())
     }
 
+    /// Whether the line to one of them has broken.
+    pub async fn is_cut(&self) -> bool {
+        for machine in [&self.staging, &self.target].into_iter().filter_map(Site::machine) {
+            if machine.is_cut().await {
+                return true;
+            }
+        }
+        false
+    }
+
     /// Checks both machines side by side; everything that is found is reported, with the machine where it is another one.
     ///
     /// # Errors

@@ -25,7 +25,7 @@ fn machines() -> Machines {
 fn start_until_pg_dump_stands(machines: &Machines, rate: u64) -> std::process::Child {
     let export = machines.start(&DUMP);
     machines.wait_for_step("recover"); // the program has been carried over
-    machines.lab.throttle("mount", "target", Some(rate));
+    machines.lab.throttle("staging", "target", Some(rate));
     machines.wait_until("pg_dump to stand still", || machines.journal().contains(STANDS));
     export
 }
@@ -50,7 +50,7 @@ fn a_dump_larger_than_the_disk_waits_for_the_target() {
     let export = start_until_pg_dump_stands(&machines, 3_000_000);
     assert!(stands_still(&machines));
     machines.ended(export, 0);
-    machines.lab.throttle("mount", "target", None);
+    machines.lab.throttle("staging", "target", None);
     assert_eq!(machines.session()["attempts"], 1);
     machines.assert_delivered();
     assert_nothing_left(&leftovers, "a small disk");
@@ -70,7 +70,7 @@ fn a_pg_dump_that_stands_still_ends_with_its_session() {
     machines.ended(export, 1);
     assert_eq!(machines.session()["state"], "failed");
     assert!(machines.processes("staging", "pg_dump").is_empty(), "after its agent was killed");
-    machines.lab.throttle("mount", "target", None);
+    machines.lab.throttle("staging", "target", None);
     let id = machines.session()["id"].as_str().unwrap().to_owned();
     machines.expect(0, &["retry", &id]);
     machines.assert_delivered();
@@ -80,6 +80,6 @@ fn a_pg_dump_that_stands_still_ends_with_its_session() {
     let id = machines.session()["id"].as_str().unwrap().to_owned();
     machines.expect(0, &["cancel", &id]);
     machines.ended(export, 1);
-    machines.lab.throttle("mount", "target", None);
+    machines.lab.throttle("staging", "target", None);
     assert_nothing_left(&leftovers, "canceled");
 }
