@@ -411,7 +411,6 @@ impl RecoveryService {
             reads: None,
             mover: None,
             trying_since: None,
-            next_rest: FIRST_REST,
             commands: receiver,
             publish,
         };
@@ -494,8 +493,6 @@ struct Worker {
     mover: Option<Mover>,
     /// Since when something is tried again and again.
     trying_since: Option<Instant>,
-    /// How long the next rest in between is.
-    next_rest: Duration,
     commands: mpsc::UnboundedReceiver<Command>,
     publish: watch::Sender<Seen>,
 }
@@ -750,11 +747,9 @@ impl Worker {
         (self.agent, self.observed.agent, self.observed.waiting) = (None, None, None);
         (self.reads, self.mover) = (None, None);
         let TargetUndone { failed: failures, sealed, kept } = loop {
-            if self.goes_on() {
-                self.reach().await?; // one that cannot be reached is told below
-            }
+            let away = if self.goes_on() { self.reach().await? } else { None }; // told below
             let undone = self.sites.undo(&self.session, everything).await;
-            let may_pass = self.goes_on() && self.has_time() && self.sites.is_cut().await;
+            let may_pass = away.is_none() && self.goes_on() && self.sites.is_cut().await;
             if undone.failed.is_empty() || !may_pass {
                 break undone;
             }
@@ -820,15 +815,13 @@ impl Worker {
         self.trying_since.is_none_or(|since| since.elapsed() < limit)
     }
 
-    /// Rests for a while, longer each time; the session shows `why` it waits. Ends early when the user says something.
-    async fn rest(&mut self, why: String) -> Result<(), journal::JournalError> {
+    /// Rests for a while; the session shows `why` it waits. Ends early when the user says something.
+    async fn rest(&mut self, length: Duration, why: String) -> Result<(), journal::JournalError> {
         self.trying_since.get_or_insert_with(Instant::now);
         self.observed.waiting = Some(why);
         self.show();
-        let rest = tokio::time::sleep(self.next_rest);
-        self.next_rest = (self.next_rest * 2).min(LONGEST_REST);
         tokio::select! {
-            () = rest => {}
+            () = tokio::time::sleep(length) => {}
             Some(command) = self.commands.recv() => self.obey(command)?,
         }
         self.observed.waiting = None;
@@ -838,9 +831,10 @@ impl Worker {
     /// Begins the next attempt after a rest.
     async fn begin_again(&mut self) -> Result<(), journal::JournalError> {
         let number = self.session.attempts + 1;
-        let (seconds, why) = (self.next_rest.as_secs(), self.session.failure.as_ref());
-        let why = why.map_or_else(String::new, ToString::to_string);
-        self.rest(format!("attempt {number} begins in {seconds} s: {why}")).await?;
+        let rest = FIRST_REST.saturating_mul(1 << self.session.again.min(10)).min(LONGEST_REST);
+        let why = self.session.failure.as_ref().map_or_else(String::new, ToString::to_string);
+        let why = format!("attempt {number} begins in {} s: {why}", rest.as_secs());
+        self.rest(rest, why).await?;
         if self.goes_on() {
             self.note(Entry::AgainByItself)?;
             self.note(Entry::Attempt { number })?;
@@ -851,14 +845,13 @@ impl Worker {
 
     /// Waits until the session's machines can be reached, as long as there is time; returns why they cannot.
     async fn reach(&mut self) -> Result<Option<Failure>, journal::JournalError> {
+        let mut rest = FIRST_REST;
         loop {
             match self.sites.reach().await {
-                Ok(()) => {
-                    self.next_rest = FIRST_REST;
-                    return Ok(None);
-                }
+                Ok(()) => return Ok(None),
                 Err(failure) if failure.passes && self.goes_on() && self.has_time() => {
-                    self.rest(failure.message).await?;
+                    self.rest(rest, failure.message).await?;
+                    rest = (rest * 2).min(LONGEST_REST);
                 }
                 Err(failure) => return Ok(Some(failure)),
             }
