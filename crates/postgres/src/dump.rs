@@ -200,6 +200,8 @@ impl DumpEnd {
 pub struct Dump {
     child: Child,
     reader: Option<JoinHandle<VecDeque<String>>>,
+    /// What it said, once that is complete: [`Dump::wait`] may be dropped after it was read.
+    messages: VecDeque<String>,
     ended: Option<DumpEnd>,
 }
 
@@ -235,7 +237,7 @@ impl Dump {
             }
         };
         let reader = Some(tokio::spawn(read_lines(errors, on_event)));
-        Ok(Self { child, reader, ended: None })
+        Ok(Self { child, reader, messages: VecDeque::new(), ended: None })
     }
 
     /// Returns pg_dump's leader.
@@ -256,13 +258,12 @@ impl Dump {
         self.child.ended().await.map_err(waiting)?;
         // the leader is gone: workers that outlived it would keep the pipe open
         self.child.signal_group(Signal::KILL);
-        let messages = match &mut self.reader {
-            Some(reader) => reader.await.unwrap_or_default(),
-            None => VecDeque::new(),
-        };
-        self.reader = None;
+        if let Some(reader) = &mut self.reader {
+            self.messages = reader.await.unwrap_or_default();
+            self.reader = None;
+        }
         let status = self.child.wait().await.map_err(waiting)?;
-        let end = DumpEnd { status, messages: messages.into() };
+        let end = DumpEnd { status, messages: std::mem::take(&mut self.messages).into() };
         self.ended = Some(end.clone());
         Ok(end)
     }
