@@ -18,6 +18,8 @@ use crate::wire::{ApiError, LogLine};
 
 /// A connection that held longer than this was a good one.
 const GOOD_CONNECTION: Duration = Duration::from_secs(10);
+/// How long a second Ctrl-C waits for the server to have heard of the first.
+const STOP_LIMIT: Duration = Duration::from_secs(1);
 /// How many connections in a row may break early: to a server that we start, and to one elsewhere (some minutes).
 const TRIES: u32 = 6;
 const TRIES_ELSEWHERE: u32 = 200;
@@ -167,6 +169,10 @@ async fn watch(
             },
             by = interrupts.next() => {
                 let leaves = by == Noticed::Terminate || on_interrupt == OnInterrupt::Leave;
+                if let Some(refusals) = &mut stopping {
+                    // What was asked for must not be lost with this process: the end of the channel says that the server has it.
+                    let _ = tokio::time::timeout(STOP_LIMIT, refusals.recv()).await;
+                }
                 if stopping.is_some() || leaves {
                     return Ok(Ending::Left { stopped: stopping.is_some(), by });
                 }
