@@ -196,6 +196,9 @@ pub struct LogLine {
 pub struct CleanRequest {
     /// Only say what would be removed.
     pub dry_run: bool,
+    /// Only of sessions with a part on this machine, as they name it.
+    #[serde(default)]
+    pub host: Option<String>,
 }
 
 /// `POST /v1/clean` answers with this.

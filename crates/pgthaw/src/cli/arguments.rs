@@ -528,8 +528,12 @@ needs --yes.
 
 Examples:
   pgthaw clean --dry-run
+  pgthaw clean dba@db-stage --dry-run
   pgthaw clean --yes")]
 pub struct CleanArguments {
+    /// Clean only sessions with a part on this machine, as they name it
+    #[arg(value_name = "HOST", value_parser = values::host)]
+    pub host: Option<pgthaw_link::Host>,
     /// Only say what would be removed
     #[arg(long)]
     pub dry_run: bool,

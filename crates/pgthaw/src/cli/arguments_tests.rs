@@ -42,6 +42,7 @@ fn good_lines_are_accepted() {
         "retry ID --detach",
         "cancel ID --output json",
         "clean --dry-run",
+        "clean dba@db-stage --dry-run",
         "clean --yes",
         "serve",
         "serve --until-idle",

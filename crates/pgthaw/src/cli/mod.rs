@@ -354,8 +354,12 @@ async fn clean(client: &Client, arguments: &CleanArguments) -> Answer {
         Output::Text => terminal::print(&lists::cleaned(answer, dry_run)),
         Output::Json => terminal::print_json(answer),
     };
-    let interrupted: Vec<Status> = client.get("/v1/interrupted").await?;
-    let preview: CleanAnswer = client.post("/v1/clean", &CleanRequest { dry_run: true }).await?;
+    let host = arguments.host.as_ref().map(ToString::to_string);
+    let mut interrupted: Vec<Status> = client.get("/v1/interrupted").await?;
+    interrupted
+        .retain(|status| host.is_none() || [&status.staging, &status.target_host].contains(&&host));
+    let request = CleanRequest { dry_run: true, host };
+    let preview: CleanAnswer = client.post("/v1/clean", &request).await?;
     if arguments.dry_run || (interrupted.is_empty() && preview.removed.is_empty()) {
         show(&preview, true)?;
         return Ok(clean_code(&preview));
@@ -379,7 +383,8 @@ async fn clean(client: &Client, arguments: &CleanArguments) -> Answer {
             return Ok(ExitCode::SUCCESS);
         }
     }
-    let answer: CleanAnswer = client.post("/v1/clean", &CleanRequest { dry_run: false }).await?;
+    let request = CleanRequest { dry_run: false, ..request };
+    let answer: CleanAnswer = client.post("/v1/clean", &request).await?;
     show(&answer, false)?;
     Ok(clean_code(&answer))
 }

@@ -138,6 +138,10 @@ fn repository(
         if !rules.iter().any(|rule| rule.allows_repository(name)) {
             return Err(not_allowed(caller, &format!("repository `{name}`")));
         }
+        let known = door.configuration.repositories.get(name).and_then(|r| r.stanza.as_ref());
+        if choice.stanza.is_some() && known.is_some() && choice.stanza.as_ref() != known {
+            return Err(not_allowed(caller, "another stanza than the one that is configured"));
+        }
         let paths = choice.wal_archives.first().or(choice.backup_label.as_ref());
         if !choice.path.as_os_str().is_empty() || paths.is_some() || choice.kind.is_some() {
             return Err(not_allowed(
@@ -177,6 +181,10 @@ fn resolve(
         request.target_host = Some(known.ssh.to_string());
         if let Some(directory) = &known.directory {
             request.target = directory.join(&request.target);
+            if caller.rules().is_some() && !request.target.starts_with(directory) {
+                let what = format!("a target outside `{}`", directory.display());
+                return Err(not_allowed(caller, &what));
+            }
         }
     }
     Ok(request)
@@ -348,7 +356,12 @@ async fn clean(
     Extension(caller): Who,
     Json(request): Json<CleanRequest>,
 ) -> Json<CleanAnswer> {
-    Json(service.clean(request.dry_run, |requester| caller.owns(requester)).await)
+    let is_asked_for = |asked: &ExportRequest| {
+        let host = request.host.as_ref();
+        let hosts = [asked.staging.as_ref(), asked.target_machine()];
+        caller.owns(asked.requester.as_ref()) && (host.is_none() || hosts.contains(&host))
+    };
+    Json(service.clean(request.dry_run, is_asked_for).await)
 }
 
 /// Every change of a session until it is no longer at work: `log` events from the beginning, `status` events from now.
@@ -396,4 +409,80 @@ async fn next_event(mut follow: Follow) -> Option<(Result<Event, Infallible>, Fo
     }
     let event = follow.ready.pop()?;
     Some((Ok(event), follow))
+}
+
+#[cfg(test)]
+mod tests {
+    use pgthaw_session::request::Requester;
+
+    use super::*;
+
+    const CONFIGURATION: &str = "
+[repositories.prod]
+path = '/backups'
+stanza = 'main'
+
+[hosts.files]
+ssh = 'ops@files'
+directory = '/srv/exports'
+
+[[allow]]
+user = 'ann'
+repositories = ['prod']
+databases = ['crm']
+staging = ['mount-server']
+targets = ['files:*']
+";
+
+    /// What becomes of ann's request, or of that of one who may do everything.
+    fn resolved(
+        by_rules: bool,
+        change: impl FnOnce(&mut ExportRequest),
+    ) -> Result<ExportRequest, String> {
+        let configuration: Arc<Configuration> = Arc::new(toml::from_str(CONFIGURATION).unwrap());
+        let rights = match by_rules {
+            true => Rights::Rules(configuration.allow.clone()),
+            false => Rights::Everything,
+        };
+        let account = Requester { user: "ann".into(), uid: 7 };
+        let caller = Caller { account, rights, team: true };
+        let callers = Arc::new(Callers::new(configuration.clone()));
+        let door = Door { configuration, callers, team: true };
+        let mut request: ExportRequest = serde_json::from_value(serde_json::json!({
+            "repository": { "name": "prod", "path": "" }, "databases": ["crm"],
+            "target_host": "files", "target": "monday",
+            "jobs": 1, "globals": true, "role_passwords": false,
+            "requester": { "user": "root", "uid": 0 },
+        }))
+        .unwrap();
+        change(&mut request);
+        resolve(&caller, &door, request).map_err(|err| err.message)
+    }
+
+    #[test]
+    fn names_become_paths_and_hosts() {
+        let got = resolved(true, |_| {}).unwrap();
+        assert_eq!(got.repository.path.to_str(), Some("/backups"));
+        assert_eq!(got.repository.stanza.as_deref(), Some("main"));
+        assert_eq!(got.target_host.as_deref(), Some("ops@files"));
+        assert_eq!(got.target.to_str(), Some("/srv/exports/monday"));
+        assert_eq!(got.requester.unwrap().uid, 7, "whatever the request says");
+    }
+
+    #[test]
+    fn names_cannot_be_left() {
+        type Change = fn(&mut ExportRequest);
+        let cases: [(&str, Change); 5] = [
+            ("another stanza", |r| r.repository.stanza = Some("other".into())),
+            ("files of the server's machine", |r| r.repository.path = "/etc".into()),
+            ("files of the server's machine", |r| r.repository.wal_archives.push("/etc".into())),
+            ("outside `/srv/exports`", |r| r.target = "/etc".into()),
+            ("by its path", |r| r.repository.name = None),
+        ];
+        for (want, change) in cases {
+            let refused = resolved(true, change).unwrap_err();
+            assert!(refused.contains(want), "{want}: {refused}");
+            assert!(resolved(false, change).is_ok(), "{want}");
+        }
+    }
 }

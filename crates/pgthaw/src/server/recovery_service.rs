@@ -308,11 +308,11 @@ impl RecoveryService {
     }
 
     /// Removes what sessions that are not at work have left, or says what that would be.
-    /// Only sessions of requesters that `is_theirs` says yes to.
+    /// Only those whose request `is_asked_for`.
     pub async fn clean(
         self: Arc<Self>,
         dry_run: bool,
-        is_theirs: impl Fn(Option<&Requester>) -> bool,
+        is_asked_for: impl Fn(&ExportRequest) -> bool,
     ) -> CleanAnswer {
         let mut answer = CleanAnswer::default();
         for id in self.sessions.ids().unwrap_or_default() {
@@ -324,9 +324,7 @@ impl RecoveryService {
                     continue;
                 }
             };
-            if session.state != SessionState::Failed
-                || !is_theirs(session.request.requester.as_ref())
-            {
+            if session.state != SessionState::Failed || !is_asked_for(&session.request) {
                 continue;
             }
             let left = match self.sites(&session.request) {

@@ -224,7 +224,12 @@ fn clean_removes_what_killed_sessions_left_and_nothing_else() {
     assert_eq!(attack.cli_ends().code(), Some(1));
     let first = attack.id();
     let second = attack.pgthaw.target("second");
-    let mut cli = attack.pgthaw.start_export(&Fixture::get().lz4.path, &["sales"], &second, &[]);
+    let mut cli = attack.pgthaw.start_export(
+        &Fixture::get().lz4.path,
+        &["sales"],
+        &second,
+        &["--retries", "0"],
+    );
     attack.wait_until("the second session's staging", || {
         entries(&second).iter().any(|name| name.starts_with(".pgthaw-"))
     });

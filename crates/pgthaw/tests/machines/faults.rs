@@ -23,12 +23,13 @@ fn a_link_that_is_cut_is_waited_for() {
         let leftovers = machines.leftovers();
         let export = machines.start(options);
         machines.wait_for_step("recover");
-        let agents: Vec<i32> = machines
-            .processes("staging", "pgthaw internal agent")
-            .iter()
-            .map(|agent| agent.pid)
-            .collect();
-        assert_eq!(agents.len(), 1);
+        let mut agents = Vec::new();
+        // A process that the agent starts looks like it until it has become another program.
+        machines.wait_until("the agent alone", || {
+            let processes = machines.processes("staging", "pgthaw internal agent");
+            agents = processes.iter().map(|agent| agent.pid).collect::<Vec<i32>>();
+            agents.len() == 1
+        });
         machines.lab.cut(a, b);
         std::thread::sleep(CUT);
         let during = machines.session();
@@ -152,6 +153,45 @@ fn machines_that_reboot_are_retried() {
         machines.assert_delivered();
         assert_nothing_left(&leftovers, &case);
     }
+}
+
+#[test]
+fn a_machine_that_reboots_is_waited_for_and_begun_again() {
+    if !possible() {
+        return;
+    }
+    let machines = Machines::new();
+    let leftovers = machines.leftovers();
+    let export = machines.start(&["--retries", "2"]);
+    machines.wait_for_step("dump");
+    machines.host("staging").reboot();
+    machines.ended(export, 0);
+    assert_eq!(machines.session()["attempts"], 2, "{}", machines.logs());
+    machines.assert_delivered();
+    assert_nothing_left(&leftovers, "staging rebooted");
+}
+
+#[test]
+fn clean_keeps_to_the_machine_that_is_named() {
+    if !possible() {
+        return;
+    }
+    let machines = Machines::new();
+    let leftovers = machines.leftovers();
+    let export = machines.start(&[]);
+    machines.wait_for_step("dump");
+    let agents = machines.processes("staging", "pgthaw internal agent");
+    agents.iter().for_each(|agent| agent.signal(Signal::KILL));
+    machines.ended(export, 1);
+    let listed = |host: &str| machines.expect(0, &["clean", host, "--dry-run"]).0;
+    assert!(!listed("dba@elsewhere").contains("would remove"));
+    let there = listed("ops@target");
+    assert!(there.contains("would remove directory ops@target:/home/ops/out/.pgthaw-"), "{there}");
+    assert_eq!(listed("dba@staging"), there, "one session, two machines");
+    machines.expect(0, &["clean", "dba@elsewhere", "--yes"]);
+    assert_eq!(listed("ops@target"), there, "it is still there");
+    machines.expect(0, &["clean", "ops@target", "--yes"]);
+    assert_nothing_left(&leftovers, "cleaned");
 }
 
 #[test]
