@@ -64,7 +64,7 @@ fn canaries_are_seen_nowhere_but_in_the_export() {
             seen
         });
         let mut arguments = pgthaw.export_arguments(&backup.dir, &["crm"], &target);
-        arguments.extend(["-Z".to_owned(), "0".to_owned()]);
+        arguments.extend(["-Z", "0", "--retries", "0"].map(str::to_owned));
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let mut export = pgthaw.command(&arguments);
         export.env("PGPASSWORD", ENVIRONMENT).stdout(Stdio::null()).stderr(Stdio::null());
