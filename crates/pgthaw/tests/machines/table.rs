@@ -28,7 +28,7 @@ const LIMIT: Duration = Duration::from_secs(240);
 const ROOM: u64 = 400 << 20;
 
 /// Options of the exports here: each directory on a disk of its own.
-const OPTIONS: [&str; 8] = [
+const OPTIONS: [&str; 10] = [
     "--staging",
     "dba@staging",
     "--to",
@@ -37,6 +37,8 @@ const OPTIONS: [&str; 8] = [
     "/srv/work",
     "--dump-dir",
     "/srv/dump",
+    "--retries",
+    "0",
 ];
 /// The target's directory on its host.
 const EXPORT: &str = "/srv/out/export";
