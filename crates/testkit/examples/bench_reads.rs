@@ -160,6 +160,7 @@ impl<'a> Session<'a> {
         let mut export = lab.host("mount").command("ann", "pgthaw");
         export.args(["export", REPOSITORY, "-d", database, "-t", "small", "-Z", "none"]);
         export.args(["--staging", &format!("ssh://dba@staging:{port}"), "--to", "ops@target:out"]);
+        export.args(["--mover-ports", "none"]); // through the link that is held
         let export = export.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
         let status = || {
             let mut sessions = lab.host("mount").command("ann", "pgthaw");
