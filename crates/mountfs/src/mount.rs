@@ -304,16 +304,16 @@ mod tests {
     #[test]
     fn reads_the_kernels_list_of_mounts() {
         let list = b"25 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
-            30 25 0:50 / /work/a\\040b rw,nosuid shared:3 master:1 - fuse.pgthaw pgthaw rw,user_id=0\n\
-            31 25 0:51 / /work/covered rw - fuse.pgthaw pgthaw rw\n\
-            32 31 0:52 / /work/covered rw - tmpfs tmpfs rw\n\
-            33 25 0:53 / /work/back\\134slash rw - fuse.pgthaw pgthaw rw\n\
+            30 25 0:50 / /session/a\\040b rw,nosuid shared:3 master:1 - fuse.pgthaw pgthaw rw,user_id=0\n\
+            31 25 0:51 / /session/covered rw - fuse.pgthaw pgthaw rw\n\
+            32 31 0:52 / /session/covered rw - tmpfs tmpfs rw\n\
+            33 25 0:53 / /session/back\\134slash rw - fuse.pgthaw pgthaw rw\n\
             broken line\n";
         let cases = [
-            ("/work/a b", Top::Ours),
-            ("/work/back\\slash", Top::Ours),
+            ("/session/a b", Top::Ours),
+            ("/session/back\\slash", Top::Ours),
             ("/work", Top::Nothing),
-            ("/work/covered", Top::Others("tmpfs".into())),
+            ("/session/covered", Top::Others("tmpfs".into())),
             ("/", Top::Others("ext4".into())),
         ];
         for (path, want) in cases {
