@@ -10,10 +10,13 @@ mod audit;
 mod bundle;
 pub mod callers;
 mod kept;
+mod log_lines;
 pub mod mount_service;
 mod mover;
 mod reads;
 mod recovery_service;
+mod refusals;
+mod session_worker;
 pub mod sessions;
 pub mod site;
 
