@@ -815,6 +815,7 @@ fn what_waits_to_be_sent_is_compressed_where_it_pays() {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             let count = self.0.write(bytes)?;
             self.1.fetch_add(count as u64, Ordering::Relaxed);
+            thread::sleep(Duration::from_micros(count as u64 / 20)); // 20 MB/s
             Ok(count)
         }
         fn flush(&mut self) -> io::Result<()> {
@@ -825,10 +826,10 @@ fn what_waits_to_be_sent_is_compressed_where_it_pays() {
         .flat_map(|row: u64| format!("{row}\t{}\tsome text\t2026-01-01\n", row * row).into_bytes())
         .take(24 * MIB)
         .collect();
-    let wire = |content: &[u8], compress| {
+    let wire = |content: &[u8], compress, limit| {
         let lab = Lab::new();
         lab.write("1.dat", content);
-        let bytes_per_second = std::num::NonZeroU64::new(20 * MIB as u64);
+        let bytes_per_second = std::num::NonZeroU64::new(limit);
         let options = RemoteOptions { compress, bytes_per_second, ..options() };
         let target = RemoteTarget::new(options, |_| {});
         let (socket, counter) = (lab.serve().0, Arc::new(AtomicU64::new(0)));
@@ -840,10 +841,13 @@ fn what_waits_to_be_sent_is_compressed_where_it_pays() {
         lab.assert_arrived();
         counter.load(Ordering::Relaxed) as f64 / content.len() as f64
     };
-    let (packed, plain) = (wire(&rows, true), wire(&rows, false));
+    let (packed, plain) = (wire(&rows, true, 0), wire(&rows, false, 0));
     assert!(packed < 0.6 && plain > 1.0, "{packed} and {plain} of the bytes were sent");
-    let random = wire(&content(12 * MIB, 1), true);
+    let random = wire(&content(12 * MIB, 1), true, 0);
     assert!((1.0..1.01).contains(&random), "{random} of what cannot be compressed");
+    // Below a limit nothing has to wait first.
+    let limited = wire(&rows[..MIB], true, u64::MAX);
+    assert!(limited < 0.6, "{limited} of a single chunk were sent");
 }
 
 /// Not a test: the receiver of the next one, in a process that can be killed. Its standard input is the connection.

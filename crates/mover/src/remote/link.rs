@@ -45,6 +45,8 @@ pub(super) struct Link<S, R> {
     ended: Mutex<Option<String>>,
     woken: Condvar,
     close: Arc<dyn Fn() + Send + Sync>,
+    /// Whether bytes per second are limited.
+    limited: bool,
     begun: Instant,
     /// Milliseconds after `begun` at which the read that is being waited for began.
     reading_since: AtomicU64,
@@ -70,6 +72,7 @@ impl<S: Message, R: Message + DeserializeOwned> Link<S, R> {
             ended: Mutex::new(None),
             woken: Condvar::new(),
             close,
+            limited: bytes_per_second.is_some(),
             begun: Instant::now(),
             reading_since: AtomicU64::new(NOT_READING),
             spare: Mutex::new(Vec::new()),
@@ -109,9 +112,9 @@ impl<S: Message, R: Message + DeserializeOwned> Link<S, R> {
         }
     }
 
-    /// Whether messages wait because the network does not take them as fast as they come.
+    /// Whether the network is the slower part: messages wait, or it may not be used for as much as it could take.
     pub(super) fn is_behind(&self) -> bool {
-        self.outgoing.piles_up()
+        self.limited || self.outgoing.piles_up()
     }
 
     /// Sends a message without a body, however long it takes until there is room.

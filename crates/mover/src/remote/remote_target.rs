@@ -30,7 +30,7 @@ pub struct RemoteOptions {
     /// Most bytes per second that are written to a connection.
     pub bytes_per_second: Option<std::num::NonZeroU64>,
     /// Whether chunks may be compressed on the wire (zstd, level 1): for dumps that were made without compression. It is done
-    /// where the network is the slower part, that is where chunks wait to be sent.
+    /// where the network is the slower part, that is where chunks wait to be sent, and always below a limit.
     pub compress: bool,
 }
 
