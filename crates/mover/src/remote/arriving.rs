@@ -8,12 +8,10 @@ use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 
-use sha2::{Digest, Sha256};
-
 use super::journal::{Journal, NewChunk, Prefix};
 use super::message::{OwnedPlace, SUMS_AT_ONCE, ToSource, Wanted};
 use super::settle::{FileAt, Site, Task};
-use crate::chunk::{CHUNK, ChunkSum, chunks_of};
+use crate::chunk::{CHUNK, ChunkSum, FileSum, chunks_of};
 use crate::error::MoveError;
 use crate::names::{NAME_MAX, file_name_for_database, is_plain};
 use crate::target::TargetDirectory;
@@ -131,20 +129,18 @@ impl Round {
         let State::Open { handle, prefix, begins } = &mut arriving.state else {
             return Err(Fault::Nonsense("a chunk of a file that is finished"));
         };
-        if number != prefix.chunks || prefix.bytes != number * CHUNK as u64 {
+        if number != prefix.chunks.len() as u64 || prefix.bytes != number * CHUNK as u64 {
             return Err(Fault::Nonsense("a chunk that does not follow the last one"));
         }
-        let mut sha = prefix.sha.clone();
-        if ChunkSum::with_sha(data, &mut sha) != sum {
+        if ChunkSum::of(data) != sum {
             return Err(Fault::Nonsense("a chunk arrived damaged"));
         }
         handle
             .write_all_at(data, prefix.bytes)
             .map_err(|err| self.site.directory.error("write", &arriving.name, err))?;
-        prefix.sha = sha;
         prefix.bytes += u64::from(length);
-        prefix.chunks += 1;
-        let chunk = NewChunk { number, length, sum, sha: prefix.sha.clone() };
+        prefix.chunks.push(sum);
+        let chunk = NewChunk { number, length, sum };
         let begins = begins.take();
         let file = file_at(&self.site, file, &arriving.name, handle);
         Ok(Task::Chunk { file, chunk, begins })
@@ -155,7 +151,7 @@ impl Round {
         &mut self,
         file: u32,
         bytes: u64,
-        sha256: [u8; 32],
+        sum: FileSum,
     ) -> Result<Option<Task>, Fault> {
         let arriving = arriving(&mut self.files, file)?;
         if matches!(arriving.state, State::Untouched) {
@@ -165,7 +161,7 @@ impl Round {
         let State::Open { handle, prefix, .. } = state else {
             return Err(Fault::Nonsense("a file that was finished before"));
         };
-        let same = prefix.bytes == bytes && <[u8; 32]>::from(prefix.sha.finalize()) == sha256;
+        let same = prefix.bytes == bytes && FileSum::of(&prefix.chunks) == sum;
         let file = file_at(&self.site, file, &arriving.name, &handle);
         Ok(same.then_some(Task::Finish { file }))
     }
@@ -215,13 +211,13 @@ impl Arriving {
         }
         let handle = directory.create_file(&self.name)?;
         let found = handle.metadata().map_err(|err| directory.error("stat", &self.name, err))?;
-        let prefix = Prefix { chunks: 0, bytes: 0, sha: Sha256::new() };
-        Ok(State::Open { handle: Arc::new(handle), prefix, begins: Some(found.ino()) })
+        let (prefix, begins) = (Prefix::default(), Some(found.ino()));
+        Ok(State::Open { handle: Arc::new(handle), prefix, begins })
     }
 
     fn go_on(&self, site: &Site, keep: u64) -> Result<State, MoveError> {
         let directory = &site.directory;
-        let prefix = site.journal().prefix(&self.name, keep)?;
+        let prefix = site.journal().prefix(&self.name, keep);
         let missing = || MoveError::Missing { path: directory.join(&self.name) };
         let handle = directory.open_for_update(&self.name)?.ok_or_else(missing)?;
         // A killed mover may have written more than it could write down.

@@ -15,9 +15,8 @@ use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use crate::chunk::{CHUNK, ChunkSum, load_sha, save_sha};
+use crate::chunk::{CHUNK, ChunkSum};
 use crate::directory::Directory;
 use crate::error::MoveError;
 
@@ -31,8 +30,8 @@ const PREAMBLE: usize = 6;
 enum Record {
     /// A new, empty file; what was known under its name no longer counts. Files are numbered as they are recorded.
     File { name: String, inode: u64 },
-    /// The next chunk of a file, and its SHA-256 so far.
-    Chunk { file: u32, number: u64, length: u32, sum: ChunkSum, sha: Vec<u8> },
+    /// The next chunk of a file.
+    Chunk { file: u32, number: u64, length: u32, sum: ChunkSum },
     /// Only the first `keep` chunks of a file still count.
     Cut { file: u32, keep: u64 },
 }
@@ -43,8 +42,6 @@ pub(super) struct NewChunk {
     pub(super) number: u64,
     pub(super) length: u32,
     pub(super) sum: ChunkSum,
-    /// The file's SHA-256 up to the end of this chunk.
-    pub(super) sha: Sha256,
 }
 
 /// The journal of one place.
@@ -66,22 +63,14 @@ struct Known {
     number: u32,
     inode: u64,
     bytes: u64,
-    chunks: Vec<KnownChunk>,
+    chunks: Vec<ChunkSum>,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct KnownChunk {
-    sum: ChunkSum,
-    /// Where its record begins; it holds the SHA-256 up to this chunk's end.
-    at: u64,
-}
-
-/// What is known of a file: bytes that are there, and their SHA-256 so far.
-#[derive(Debug, Clone)]
+/// What is known of a file: its first bytes, which are there.
+#[derive(Debug, Default)]
 pub(super) struct Prefix {
-    pub(super) chunks: u64,
+    pub(super) chunks: Vec<ChunkSum>,
     pub(super) bytes: u64,
-    pub(super) sha: Sha256,
 }
 
 impl Journal {
@@ -118,9 +107,7 @@ impl Journal {
     /// least `length` bytes.
     pub(super) fn chunks(&self, name: &str, inode: u64, length: u64) -> Vec<ChunkSum> {
         match self.known.get(name) {
-            Some(known) if known.inode == inode && known.bytes <= length => {
-                known.chunks.iter().map(|chunk| chunk.sum).collect()
-            }
+            Some(known) if known.inode == inode && known.bytes <= length => known.chunks.clone(),
             _ => Vec::new(),
         }
     }
@@ -131,19 +118,14 @@ impl Journal {
     }
 
     /// Returns the first `keep` chunks of `name`, or as many as there are, to go on from.
-    ///
-    /// # Errors
-    /// As the file system says.
-    pub(super) fn prefix(&self, name: &str, keep: u64) -> Result<Prefix, MoveError> {
-        let empty = Prefix { chunks: 0, bytes: 0, sha: Sha256::new() };
-        let Some(known) = self.known.get(name) else { return Ok(empty) };
-        let kept = usize::try_from(keep).unwrap_or(usize::MAX).min(known.chunks.len());
-        let Some(last) = kept.checked_sub(1).and_then(|last| known.chunks.get(last)) else {
-            return Ok(empty);
-        };
-        let sha = self.sha_at(last.at).map_err(|err| self.error("read", err))?;
-        let bytes = if kept == known.chunks.len() { known.bytes } else { (kept * CHUNK) as u64 };
-        Ok(Prefix { chunks: kept as u64, bytes, sha })
+    pub(super) fn prefix(&self, name: &str, keep: u64) -> Prefix {
+        let Some(known) = self.known.get(name) else { return Prefix::default() };
+        match usize::try_from(keep).ok().and_then(|keep| known.chunks.get(..keep)) {
+            Some(kept) if kept.len() < known.chunks.len() => {
+                Prefix { chunks: kept.to_vec(), bytes: (kept.len() * CHUNK) as u64 }
+            }
+            _ => Prefix { chunks: known.chunks.clone(), bytes: known.bytes },
+        }
     }
 
     /// Notes a new, empty file, to be written with the next [`Journal::write`]. A [`Journal::cut`] to 0 was synced before
@@ -165,11 +147,11 @@ impl Journal {
 
     /// Notes a chunk that is on disk; durable after the next [`Journal::write`].
     pub(super) fn chunk(&mut self, name: &str, chunk: &NewChunk) -> Result<(), MoveError> {
-        let NewChunk { number, length, sum, ref sha } = *chunk;
+        let NewChunk { number, length, sum } = *chunk;
         match self.known.get(name) {
             Some(known) => {
                 let file = known.number;
-                self.append(Record::Chunk { file, number, length, sum, sha: save_sha(sha) })
+                self.append(Record::Chunk { file, number, length, sum })
             }
             None => Err(self.error("write", io::Error::other("a chunk of an unknown file"))),
         }
@@ -202,7 +184,7 @@ impl Journal {
         let mut reader = BufReader::with_capacity(256 << 10, self.file.try_clone()?);
         reader.seek(SeekFrom::Start(0))?;
         while let Some((record, length)) = read_record(&mut reader)? {
-            if !self.apply(record, self.end) {
+            if !self.apply(record) {
                 break;
             }
             self.end += length;
@@ -222,7 +204,7 @@ impl Journal {
 
     fn append(&mut self, record: Record) -> Result<(), MoveError> {
         let bytes = encode(&record).map_err(|err| self.error("write", err))?;
-        if !self.apply(record, self.end) {
+        if !self.apply(record) {
             return Err(self.error("write", io::Error::other("a record that makes no sense")));
         }
         self.unwritten.extend_from_slice(&bytes);
@@ -230,8 +212,8 @@ impl Journal {
         Ok(())
     }
 
-    /// Takes a record, which begins at `at`, into account; `false` if it contradicts those before it.
-    fn apply(&mut self, record: Record, at: u64) -> bool {
+    /// Takes a record into account; `false` if it contradicts those before it.
+    fn apply(&mut self, record: Record) -> bool {
         match record {
             Record::File { name, inode } => {
                 let Ok(number) = u32::try_from(self.names.len()) else { return false };
@@ -239,14 +221,14 @@ impl Journal {
                 self.known.insert(name, Known { number, inode, bytes: 0, chunks: Vec::new() });
                 true
             }
-            Record::Chunk { file, number, length, sum, .. } => {
+            Record::Chunk { file, number, length, sum } => {
                 let Some(known) = self.current(file) else { return false };
                 let follows = number == known.chunks.len() as u64
                     && known.bytes == number * CHUNK as u64
                     && (1..=CHUNK).contains(&(length as usize));
                 if follows {
                     known.bytes += u64::from(length);
-                    known.chunks.push(KnownChunk { sum, at });
+                    known.chunks.push(sum);
                 }
                 follows
             }
@@ -266,29 +248,6 @@ impl Journal {
     fn current(&mut self, number: u32) -> Option<&mut Known> {
         let name = self.names.get(usize::try_from(number).ok()?)?;
         self.known.get_mut(name).filter(|known| known.number == number)
-    }
-
-    /// Returns the SHA-256 that the record at `at` holds.
-    fn sha_at(&self, at: u64) -> io::Result<Sha256> {
-        let mut bytes = vec![0; PREAMBLE + PAYLOAD_MAX];
-        let begin = self.end - self.unwritten.len() as u64;
-        if let Some(from) = at.checked_sub(begin) {
-            let from = usize::try_from(from).unwrap_or(usize::MAX);
-            bytes = self.unwritten.get(from..).unwrap_or_default().to_vec();
-        } else {
-            let mut filled = 0;
-            while filled < bytes.len() {
-                match self.file.read_at(&mut bytes[filled..], at + filled as u64)? {
-                    0 => break,
-                    count => filled += count,
-                }
-            }
-        }
-        let record = read_record(&mut bytes.as_slice())?;
-        let Some((Record::Chunk { sha, .. }, _)) = record else {
-            return Err(io::Error::other("a record has changed"));
-        };
-        load_sha(&sha).ok_or_else(|| io::Error::other("a record holds no SHA-256"))
     }
 
     fn error(&self, action: &'static str, err: impl Into<io::Error>) -> MoveError {
@@ -341,21 +300,19 @@ mod tests {
 
     const INODE: u64 = 7;
 
-    fn chunk(number: u64, content: &[u8], before: &mut Sha256) -> NewChunk {
-        before.update(content);
+    fn chunk(number: u64, content: &[u8]) -> NewChunk {
         let length = u32::try_from(content.len()).unwrap();
-        NewChunk { number, length, sum: ChunkSum::of(content), sha: before.clone() }
+        NewChunk { number, length, sum: ChunkSum::of(content) }
     }
 
     /// A journal of the file `f` with two whole chunks and a short one.
     fn journal(staging: &Directory) -> (Journal, Vec<ChunkSum>, Vec<u8>) {
         let mut journal = Journal::open(staging, "crm").unwrap();
         let content: Vec<u8> = (0..2 * CHUNK + 9).map(|at| (at % 251) as u8).collect();
-        let mut sha = Sha256::new();
         let mut sums = Vec::new();
         journal.file("f", INODE).unwrap();
         for (number, part) in content.chunks(CHUNK).enumerate() {
-            let chunk = chunk(number as u64, part, &mut sha);
+            let chunk = chunk(number as u64, part);
             sums.push(chunk.sum);
             journal.chunk("f", &chunk).unwrap();
         }
@@ -376,10 +333,10 @@ mod tests {
             assert!(journal.chunks("f", INODE + 1, length).is_empty(), "another file");
             assert!(journal.chunks("g", INODE, length).is_empty());
             for keep in [0, 1, 2, 3, 9] {
-                let prefix = journal.prefix("f", keep).unwrap();
+                let prefix = journal.prefix("f", keep);
                 let bytes = content.len().min(keep as usize * CHUNK);
-                assert_eq!((prefix.chunks, prefix.bytes), (keep.min(3), bytes as u64));
-                assert_eq!(prefix.sha.finalize(), Sha256::digest(&content[..bytes]));
+                assert_eq!(prefix.chunks, sums[..3.min(keep as usize)]);
+                assert_eq!(prefix.bytes, bytes as u64);
             }
         }
     }
@@ -426,7 +383,7 @@ mod tests {
         drop(written);
         let mut read = Journal::open(&staging, "crm").unwrap();
         assert_eq!(read.chunks("f", INODE, u64::MAX), sums[..1]);
-        assert!(read.chunk("f", &chunk(2, b"x", &mut Sha256::new())).is_err(), "a gap");
+        assert!(read.chunk("f", &chunk(2, b"x")).is_err(), "a gap");
         read.file("f", INODE + 1).unwrap();
         assert!(!read.knows("f") && read.chunks("f", INODE, u64::MAX).is_empty());
     }

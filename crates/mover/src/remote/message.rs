@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::link::Message;
 use super::wire_error::WireError;
-use crate::chunk::ChunkSum;
+use crate::chunk::{ChunkSum, FileSum};
 use crate::delivery::Place;
 use crate::sums::SumEntry;
 
@@ -57,7 +57,7 @@ pub(super) enum ToTarget {
         round: u32,
         file: u32,
         bytes: u64,
-        sha256: [u8; 32],
+        sum: FileSum,
     },
     Call {
         round: u32,

@@ -12,7 +12,7 @@ use super::frame::FrameError;
 use super::link::{Ended, Link};
 use super::message::{Answer, Call, MAGIC, ToSource, ToTarget, VERSION};
 use super::settle::{Tasks, settle};
-use crate::chunk::{CHUNK, ChunkSum};
+use crate::chunk::{CHUNK, ChunkSum, FileSum};
 use crate::error::MoveError;
 use crate::target::TargetDirectory;
 
@@ -148,9 +148,7 @@ impl Receiver<'_> {
                 ToTarget::Chunk { file, number, length, sum, packed, .. } => {
                     self.chunk(round, (file, number, sum), length, packed.then_some(()), &body)
                 }
-                ToTarget::Finish { file, bytes, sha256, .. } => {
-                    self.finish(round, file, bytes, sha256)
-                }
+                ToTarget::Finish { file, bytes, sum, .. } => self.finish(round, file, bytes, sum),
             };
             self.link.give_back(body);
             match followed {
@@ -193,11 +191,11 @@ impl Receiver<'_> {
         Ok(())
     }
 
-    fn finish(&mut self, round: u32, file: u32, bytes: u64, sha256: [u8; 32]) -> Result<(), Fault> {
+    fn finish(&mut self, round: u32, file: u32, bytes: u64, sum: FileSum) -> Result<(), Fault> {
         let Some(current) = self.round.as_mut().filter(|current| current.wants(round)) else {
             return Ok(());
         };
-        match current.finish(file, bytes, sha256)? {
+        match current.finish(file, bytes, sum)? {
             Some(task) => {
                 self.tasks.add(task);
                 Ok(())
@@ -244,8 +242,6 @@ mod tests {
     use std::fs;
     use std::io::{BufReader, Write};
     use std::os::unix::net::UnixStream;
-
-    use sha2::{Digest, Sha256};
 
     use super::super::frame;
     use super::super::message::{OwnedPlace, Wanted};
@@ -306,8 +302,9 @@ mod tests {
     }
 
     fn finish(file: u32, content: &[u8]) -> Sent<'static> {
-        let sha256 = Sha256::digest(content).into();
-        (ToTarget::Finish { round: ROUND, file, bytes: content.len() as u64, sha256 }, b"")
+        let chunks: Vec<_> = content.chunks(CHUNK).map(ChunkSum::of).collect();
+        let (bytes, sum) = (content.len() as u64, FileSum::of(&chunks));
+        (ToTarget::Finish { round: ROUND, file, bytes, sum }, b"")
     }
 
     fn lab() -> (tempfile::TempDir, TargetDirectory) {
@@ -415,7 +412,7 @@ mod tests {
     #[test]
     fn messages_of_an_earlier_round_are_ignored() {
         let (_dir, target) = lab();
-        let late = ToTarget::Finish { round: ROUND - 1, file: 9, bytes: 9, sha256: [0; 32] };
+        let late = ToTarget::Finish { round: ROUND - 1, file: 9, bytes: 9, sum: FileSum::of(&[]) };
         let (said, end) =
             hear(&target, &[hello(), begin(&["f"]), (late, b""), finish(0, b"")], |said| {
                 matches!(said, ToSource::Delivered { .. })

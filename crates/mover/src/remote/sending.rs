@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use super::link::{Ended, Link};
 use super::message::{ToSource, ToTarget, Wanted};
 use super::remote_target::Counters;
-use crate::chunk::{CHUNK, ChunkSum, PIECE, Summing, chunks_of};
+use crate::chunk::{CHUNK, ChunkSum, FileSum, PIECE, Summing, chunks_of};
 use crate::copy::{CopyFile, Delivered, Progress, Reuse};
 use crate::delivery::Place;
 use crate::directory::Directory;
@@ -193,11 +193,10 @@ impl<'a> Sending<'a> {
             run.on_its_way(at, Some(chunk), body.len() as u64);
             run.send(ToTarget::Chunk { round, file, number: chunk, length, sum, packed }, body)?;
         }
-        let outgoing = &self.files[at];
-        let (bytes, sha256) = outgoing.content();
+        let (bytes, sum) = self.files[at].sum();
         self.make_room(run)?;
         run.on_its_way(at, None, 0);
-        run.send(ToTarget::Finish { round, file, bytes, sha256 }, Vec::new())
+        run.send(ToTarget::Finish { round, file, bytes, sum }, Vec::new())
     }
 
     /// Notes that a chunk is being sent.
@@ -368,6 +367,12 @@ impl<'a> Outgoing<'a> {
             None => *self.stamp.insert(Source::open(directory, self.file.name)?.stamp()),
         };
         Ok(chunks_of(stamp.length))
+    }
+
+    /// Length and checksum for the way, of a file that was read to its end.
+    fn sum(&self) -> (u64, FileSum) {
+        let chunks: Vec<ChunkSum> = self.chunks.iter().map(|(sum, _)| *sum).collect();
+        (self.bytes.unwrap_or(0), FileSum::of(&chunks))
     }
 
     /// Length and SHA-256, of a file that was read to its end.
