@@ -22,10 +22,54 @@ const OPTIONS: [&str; 9] = [
     "SessionType=default",
 ];
 
-/// Returns `ssh` ready to run `script` in the login shell of `host`; with `agent`, the socket of an ssh-agent, by that one's keys alone.
-pub(crate) fn command(host: &Host, script: &str, agent: Option<&Path>) -> Command {
+/// Ciphers that a processor with instructions for AES does three times as fast as the one that `ssh` prefers.
+const FAST_CIPHERS: [&str; 2] = ["aes128-gcm@openssh.com", "aes256-gcm@openssh.com"];
+
+/// Returns `ssh` ready to tell its configuration for `host` (`-G`), for [`faster_ciphers`]; it does not connect.
+pub(crate) fn configuration(host: &Host) -> Command {
+    let mut command = Command::new("ssh");
+    command.arg("-G");
+    if let Some(port) = host.port() {
+        command.args(["-p", &port.to_string()]);
+    }
+    command.args(["--", host.destination()]);
+    command
+}
+
+/// Returns the ciphers that the configuration allows (`listing`, as `ssh -G` prints it) in another order: those first that
+/// this machine's processor does fastest. None where that changes nothing.
+pub(crate) fn faster_ciphers(listing: &str) -> Option<String> {
+    let allowed = listing.lines().find_map(|line| line.strip_prefix("ciphers "))?.trim();
+    let ciphers = || allowed.split(',');
+    let (fast, other): (Vec<_>, Vec<_>) =
+        ciphers().partition(|cipher| FAST_CIPHERS.contains(cipher));
+    let changes = !fast.is_empty() && !ciphers().eq(fast.iter().chain(&other).copied());
+    changes.then(|| [fast, other].concat().join(","))
+}
+
+/// Whether this machine's processor has instructions for AES-GCM.
+pub(crate) fn has_aes() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return is_x86_feature_detected!("aes") && is_x86_feature_detected!("pclmulqdq");
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("aes");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    false
+}
+
+/// Returns `ssh` ready to run `script` in the login shell of `host`; with `ciphers` in that order, and with `agent`, the socket of
+/// an ssh-agent, by that one's keys alone.
+pub(crate) fn command(
+    host: &Host,
+    script: &str,
+    ciphers: Option<&str>,
+    agent: Option<&Path>,
+) -> Command {
     let mut command = Command::new("ssh");
     command.args(["-T", "-e", "none", "-a"]);
+    if let Some(ciphers) = ciphers {
+        command.args(["-o", &format!("Ciphers={ciphers}")]);
+    }
     if let Some(agent) = agent {
         command.env("SSH_AUTH_SOCK", agent);
         command.args(["-o", "IdentityAgent=SSH_AUTH_SOCK", "-o", "IdentityFile=none"]);
@@ -121,10 +165,31 @@ mod tests {
     #[test]
     fn a_host_cannot_become_an_option() {
         let host: Host = "ssh://dba@db1:2222".parse().unwrap();
-        let command = command(&host, "it's", None);
+        let command = command(&host, "it's", Some("one,two"), None);
         let arguments: Vec<_> = command.get_args().map(|a| a.to_str().unwrap()).collect();
         let end = arguments.iter().position(|argument| *argument == "--").unwrap();
         assert_eq!(arguments[end + 1..], ["dba@db1", r"exec sh -c 'it'\''s'"]);
         assert_eq!(arguments[end - 2..end], ["-p", "2222"]);
+        assert!(arguments[..end].windows(2).any(|option| option == ["-o", "Ciphers=one,two"]));
+        let listing = configuration(&host);
+        let arguments: Vec<_> = listing.get_args().map(|a| a.to_str().unwrap()).collect();
+        assert_eq!(arguments, ["-G", "-p", "2222", "--", "dba@db1"]);
+    }
+
+    #[test]
+    fn ciphers_are_only_put_in_another_order() {
+        let [small, large] = FAST_CIPHERS;
+        let usual = format!("chacha20-poly1305@openssh.com,aes128-ctr,{small},{large}");
+        let cases = [
+            (&*usual, Some(format!("{small},{large},chacha20-poly1305@openssh.com,aes128-ctr"))),
+            ("aes256-ctr,aes256-gcm@openssh.com", Some(format!("{large},aes256-ctr"))),
+            ("aes256-gcm@openssh.com,aes128-gcm@openssh.com,aes128-ctr", None),
+            ("chacha20-poly1305@openssh.com", None),
+        ];
+        for (allowed, want) in cases {
+            let listing = format!("user dba\nhostname db1\nciphers {allowed}\nmacs x\n");
+            assert_eq!(faster_ciphers(&listing), want, "{allowed}");
+        }
+        assert_eq!(faster_ciphers(""), None);
     }
 }
