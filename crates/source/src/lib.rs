@@ -5,6 +5,7 @@
 //!
 //! Start at [`Repository::open`]; a backup's [`map`] is read through a [`reader::Reader`].
 
+mod buffers;
 pub mod codec;
 mod digest;
 pub mod error;

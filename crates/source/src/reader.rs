@@ -24,6 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 pub use error::{Place, ReadError};
 pub use statistics::Statistics;
 
+use crate::buffers::{Buffer, Buffers};
 use crate::lru::Lru;
 use crate::map::{Codec, Content, MapFile};
 use crate::store::ObjectStore;
@@ -48,7 +49,7 @@ const CURSOR_MEMORY: u64 = 16 * 1024 * 1024;
 const WHOLE_LIMIT: u64 = 1024 * 1024 * 1024;
 
 /// Decoded chunks by file and number.
-type Cache = Lru<(usize, u64), Arc<Vec<u8>>>;
+type Cache = Lru<(usize, u64), Arc<Buffer>>;
 
 /// Serves ranges of the decoded files of one backup map.
 pub struct Reader {
@@ -57,6 +58,7 @@ pub struct Reader {
     states: Vec<OnceLock<Box<State>>>,
     cache: Mutex<Cache>,
     cache_bytes: u64,
+    buffers: Arc<Buffers>,
     cursors: Mutex<Pool>,
     counters: Arc<Counters>,
 }
@@ -110,7 +112,17 @@ impl Reader {
         let states = files.iter().map(|_| OnceLock::new()).collect();
         let cursors = Mutex::new(Pool::new(CURSOR_MEMORY.max(cache_bytes / 4)));
         let cache = Mutex::new(Lru::new(cache_bytes));
-        Self { store, files, states, cache, cache_bytes, cursors, counters: Arc::default() }
+        let buffers = Buffers::of(CHUNK as usize);
+        Self {
+            store,
+            files,
+            states,
+            cache,
+            cache_bytes,
+            buffers,
+            cursors,
+            counters: Arc::default(),
+        }
     }
 
     /// The files, as they were given; all methods name a file by its place here, and panic for a place that is not.

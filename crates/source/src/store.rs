@@ -6,7 +6,6 @@
 //!
 //! Nothing here opens a file for writing, and access times are left alone where the kernel allows it.
 
-mod buffers;
 mod local;
 mod memory;
 mod remote;

@@ -10,6 +10,7 @@ use super::progress::{Chunk, Progress};
 use super::{
     CHUNK, CHUNK_OVERHEAD, Reader, SEQUENTIAL_GAP, STRIDE, State, chunks_of, copy_part, lock,
 };
+use crate::buffers::Buffer;
 use crate::codec::Decoder;
 use crate::map::{Codec, Content};
 
@@ -196,12 +197,12 @@ impl Reader {
         progress: &mut Progress,
         cursor: &mut Cursor,
         keep: bool,
-    ) -> Result<Arc<Vec<u8>>, ReadError> {
+    ) -> Result<Arc<Buffer>, ReadError> {
         let map = &self.files[file];
         let index = cursor.next;
         let start = index * CHUNK;
         let length = CHUNK.min(map.size - start);
-        let mut bytes = vec![0; length as usize];
+        let mut bytes = self.buffers.take(length as usize);
         cursor.decoder.fill(&mut bytes).map_err(|err| ReadError::decode(Place::of(map), err))?;
         cursor.next += 1;
         self.counters.decoded_bytes.add(length);

@@ -18,8 +18,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::buffers::Buffers;
-use super::{ObjectStore, too_short};
+use super::{ObjectStore, too_short, wire};
+use crate::buffers::Buffers;
 use crate::map::ObjectId;
 use connection::Link;
 use extents::Extent;
@@ -131,7 +131,7 @@ impl RemoteStore {
             locked: Mutex::new(locked),
             to_send: Condvar::new(),
             to_watch: Condvar::new(),
-            buffers: Arc::default(),
+            buffers: Buffers::of(wire::MAX_ANSWER),
             bytes_received: AtomicU64::new(0),
             requests_sent: AtomicU64::new(0),
             on_change: Box::new(on_change),

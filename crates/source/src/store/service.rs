@@ -12,8 +12,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use super::ObjectStore;
-use super::buffers::{Buffer, Buffers};
 use super::wire::{self, Ask, AskedRange, Carries, GREETING, Header, MAX_OPEN, MAX_TEXT, Request};
+use crate::buffers::{Buffer, Buffers};
 
 /// Bytes of answers that may wait for the link before no more are read for later use.
 const LATER_BACKLOG: usize = 1024 * 1024;
@@ -94,7 +94,7 @@ impl Desk {
     fn new(store: Arc<dyn ObjectStore>, threads: usize) -> Self {
         Self {
             store,
-            buffers: Arc::default(),
+            buffers: Buffers::of(wire::MAX_ANSWER),
             later_workers: (threads - 1).max(1),
             tray: Mutex::default(),
             work: Condvar::new(),

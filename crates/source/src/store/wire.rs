@@ -22,6 +22,8 @@ use crate::map::ObjectId;
 pub(super) const GREETING: [u8; 8] = *b"pgtread\x01";
 /// Most bytes that one request may ask for. Longer ranges are several requests, so no answer waits behind a long one.
 pub(super) const MAX_RANGE: u32 = 256 * 1024;
+/// Bytes of the longest answer, with its header.
+pub(super) const MAX_ANSWER: usize = MAX_RANGE as usize + Header::SIZE;
 /// Most bytes of an error's text.
 pub(super) const MAX_TEXT: usize = 4096;
 /// Most requests that may be without an answer at a time.

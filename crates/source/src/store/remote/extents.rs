@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::ops::{Bound, Range};
 use std::sync::Arc;
 
-use super::super::buffers::Buffer;
 use super::promise::{Outcome, Promise};
+use crate::buffers::Buffer;
 use crate::map::ObjectId;
 
 /// What a range costs besides its bytes, about.
@@ -151,8 +151,8 @@ impl Extents {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::buffers::Buffers;
     use super::*;
+    use crate::buffers::Buffers;
 
     const OBJECT: ObjectId = ObjectId(1);
 
@@ -162,7 +162,7 @@ mod tests {
     }
 
     fn arrive(extents: &mut Extents, extent: &Extent, length: usize) -> usize {
-        let bytes = Arc::new(Buffers::default()).take(length);
+        let bytes = Buffers::of(256 << 10).take(length);
         let memory = bytes.memory();
         extent.bytes.settle(Outcome::Done(bytes));
         extents.arrived(extent, memory).len()

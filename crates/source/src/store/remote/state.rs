@@ -12,11 +12,11 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::super::buffers::Buffer;
 use super::super::wire::{self, Ask, AskedRange, MAX_OPEN, MAX_RANGE, Request};
 use super::ahead::Streams;
 use super::extents::{Extent, Extents};
 use super::promise::{Failure, Outcome, Promise};
+use crate::buffers::Buffer;
 use crate::map::ObjectId;
 
 /// Requests without an answer, and ranges that are here.
