@@ -1,5 +1,5 @@
 # What people type. Each target installs what it needs (Debian 12) and says so; nothing is installed twice.
-.PHONY: help setup demo test test-faults bench bench-mover bench-reads dist clean
+.PHONY: help setup demo test test-faults bench bench-mover bench-reads bench-outage dist clean
 
 help:
 	@echo "make demo   the main job on a sample cluster: back up, export, load, compare"
@@ -8,6 +8,7 @@ help:
 	@echo "make bench  bytes and times on a cluster of 4.7 GB (needs 25 GB of disk)"
 	@echo "make bench-mover  delivery to another machine against rsync over ssh, both on this one (needs 10 GB of memory)"
 	@echo "make bench-reads  reads through a mount on a staging server against ssh cat, both on this machine (needs 10 GB of disk)"
+	@echo "make bench-outage  what a cut link and a dead server cost in the middle of a large dump (needs 20 GB of disk)"
 	@echo "make dist   static binary, manual pages, completions, checksums below dist/"
 	@echo "make setup  only install what the others need"
 
@@ -32,6 +33,9 @@ bench-mover: setup
 
 bench-reads: setup
 	@scripts/bench-reads
+
+bench-outage: setup
+	@scripts/bench-outage
 
 dist:
 	@scripts/dist

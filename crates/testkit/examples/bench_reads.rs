@@ -11,8 +11,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use pgthaw_testkit::{
-    BackupOptions, BackupType, Cluster, ClusterOptions, Host, HostPlan, HostProcess, Lab,
-    PgBackRest, Proxy, ProxyOptions, Scale, Scratch, User, measure, run,
+    Host, HostPlan, HostProcess, Lab, LargeBackup, Proxy, ProxyOptions, Scratch, User, measure, run,
 };
 
 /// The kernel counts processor time in ticks of 10 ms.
@@ -49,10 +48,8 @@ fn main() -> ExitCode {
 fn bench(program: &Path, segments: u32) -> bool {
     let dir = Scratch::new();
     println!("building a relation of {segments} GB and its backup");
-    let (repository, stored) = repository(&dir, segments);
-    // An ordinary account of the lab reads it.
-    run(Command::new("chmod").args(["--recursive", "o+rX"]).arg(&repository));
-    let mount = HostPlan::new("mount").program(program).share(&repository, REPOSITORY);
+    let stored = LargeBackup::build(&dir, segments);
+    let mount = HostPlan::new("mount").program(program).share(&stored.repository, REPOSITORY);
     let other = |name| HostPlan::new(name).program(program);
     let lab = Lab::with([mount, other("staging"), other("target")]);
     let options = ProxyOptions { delay: ROUND_TRIP / 2, ..ProxyOptions::default() };
@@ -64,7 +61,7 @@ fn bench(program: &Path, segments: u32) -> bool {
     for (delayed, limit) in LIMITS.into_iter().enumerate() {
         let port = if delayed == 0 { 22 } else { SLOW_PORT };
         println!("{}", if delayed == 0 { "as it is" } else { "with 5 ms more of a round trip" });
-        let session = Session::hold(&lab, port, &stored.database);
+        let session = Session::hold(&lab, port, stored.database);
         let mut ratios = Vec::new();
         for segment in 0..segments {
             let suffix = if segment == 0 { String::new() } else { format!(".{segment}") };
@@ -98,52 +95,6 @@ fn bench(program: &Path, segments: u32) -> bool {
         );
     }
     good
-}
-
-/// Where the relation is.
-struct Stored {
-    database: String,
-    /// In the repository, without the codec's suffix.
-    relation: String,
-    /// In the data directory.
-    path: String,
-}
-
-/// Makes a relation that nobody but the bench reads, a table that is dumped, and a backup of them.
-fn repository(dir: &Scratch, segments: u32) -> (std::path::PathBuf, Stored) {
-    let source = dir.join("cluster");
-    let cluster = Cluster::build(&source, Scale::Tiny, &ClusterOptions::default());
-    let database = "reads".to_owned();
-    cluster.sql("postgres", "CREATE DATABASE reads");
-    // Random digits, so that what is delivered takes its time.
-    cluster.sql(
-        &database,
-        "CREATE TABLE public.small AS SELECT md5(random()::text) AS text FROM generate_series(1, 60000)",
-    );
-    cluster.sql(
-        &database,
-        "CREATE TABLE public.orders (id bigint, customer int, token uuid, placed timestamptz, mail text, note text)",
-    );
-    let rows = "INSERT INTO public.orders SELECT n, n % 100003, gen_random_uuid(), timestamptz '2026-01-01' + n * interval '7 seconds', \
-                'customer' || n % 100003 || '@example.org', 'order ' || n || ' of ' || md5(n::text) || ', to be delivered by noon' \
-                FROM generate_series($1::bigint + 1, $1::bigint + 250000) AS n";
-    let size = || cluster.sql(&database, "SELECT pg_relation_size('public.orders') >> 30");
-    let mut from = 0_u64;
-    while size().trim().parse::<u32>().expect("a number") < segments {
-        cluster.sql(&database, &rows.replace("$1", &from.to_string()));
-        from += 250_000;
-    }
-    cluster.sql(&database, "CHECKPOINT");
-    let path =
-        cluster.sql(&database, "SELECT pg_relation_filepath('public.orders')").trim().to_owned();
-    let repository = PgBackRest::create(&cluster, &dir.join("pgbackrest"), "demo", "lz4");
-    let options = BackupOptions { kind: BackupType::Full, compress: "lz4", bundle: false };
-    let label = repository.backup(&options);
-    cluster.archive_all();
-    drop(cluster);
-    std::fs::remove_dir_all(source).expect("the cluster is stopped");
-    let relation = format!("backup/demo/{label}/pg_data/{path}");
-    (repository.path(), Stored { database, relation, path })
 }
 
 /// An export that has dumped, and waits for its target.

@@ -12,6 +12,7 @@ mod fingerprint;
 mod fixture;
 mod fresh;
 mod lab;
+mod large;
 mod leftovers;
 mod measure;
 mod pg_basebackup;
@@ -27,6 +28,7 @@ pub use fingerprint::{Fingerprint, PgbenchSums, fingerprint, is_moved_by_traffic
 pub use fixture::Fixture;
 pub use fresh::{FreshServer, restore_dump_into_fresh_server};
 pub use lab::{Host, HostLeftovers, HostPlan, HostProcess, Lab, Proxy, ProxyOptions};
+pub use large::LargeBackup;
 pub use leftovers::Leftovers;
 pub use measure::{Usage, measure};
 pub use pg_basebackup::{BaseBackup, BaseBackupOptions, WalMethod};
