@@ -6,7 +6,7 @@ help:
 	@echo "make test   every test"
 	@echo "make test-faults  every fault at every step of an export over three machines (half an hour; needs root)"
 	@echo "make bench  bytes and times on a cluster of 4.7 GB (needs 25 GB of disk)"
-	@echo "make bench-mover  delivery to another machine against rsync over ssh, both on this one (needs 10 GB of memory)"
+	@echo "make bench-mover  delivery to another machine against rsync over ssh, both on this one (needs 10 GB of memory, 5 GB of disk)"
 	@echo "make bench-reads  reads through a mount on a staging server against ssh cat, both on this machine (needs 10 GB of disk)"
 	@echo "make bench-outage  what a cut link and a dead server cost in the middle of a large dump (needs 20 GB of disk)"
 	@echo "make dist   static binary, manual pages, completions, checksums below dist/"
@@ -29,7 +29,7 @@ bench: setup
 	@scripts/bench
 
 bench-mover: setup
-	cargo run --locked --release --package pgthaw-mover --example bench_mover -- /dev/shm 2 5
+	cargo run --locked --release --package pgthaw-mover --example bench_mover -- /dev/shm 4 5 /var/tmp
 
 bench-reads: setup
 	@scripts/bench-reads

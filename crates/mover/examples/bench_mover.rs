@@ -1,15 +1,16 @@
 //! Measures delivery to another process of this machine against `rsync -e ssh`, alternated, each with throughput and the
-//! CPU seconds of both sides per GB.
+//! CPU seconds of both sides per GB; then what it costs that either half is killed in the middle of the large file, and, with
+//! `DISK`, delivery to a disk against writing and syncing the same bytes there.
 //!
 //! ```text
-//! cargo run --release -p pgthaw-mover --example bench_mover -- DIR [GB [ROUNDS]]
+//! cargo run --release -p pgthaw-mover --example bench_mover -- DIR [GB [ROUNDS [DISK]]]
 //! ```
 //! `DIR` gets everything and is emptied again; on a tmpfs (below `/dev/shm`) the disk plays no part. It needs room for twice
-//! the data. rsync and sshd are left out where they are not installed; the sshd is our own, on a free port of 127.0.0.1.
+//! the data, `DISK` for the data. rsync and sshd are left out where they are not installed; the sshd is our own, on a free port of 127.0.0.1.
 
 use std::error::Error;
 use std::fs;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
@@ -32,19 +33,136 @@ fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["receive", way, target] => receiving(way, Path::new(target)),
-        [dir] => bench(Path::new(dir), 2, 3),
-        [dir, gigabytes] => bench(Path::new(dir), gigabytes.parse()?, 3),
-        [dir, gigabytes, rounds] => bench(Path::new(dir), gigabytes.parse()?, rounds.parse()?),
-        _ => Err("usage: bench_mover DIR [GB [ROUNDS]]".into()),
+        [dir] => bench(Path::new(dir), 2, 3, None),
+        [dir, gigabytes] => bench(Path::new(dir), gigabytes.parse()?, 3, None),
+        [dir, gigabytes, rounds, disk @ ..] if disk.len() < 2 => {
+            let disk = disk.first().map(Path::new);
+            bench(Path::new(dir), gigabytes.parse()?, rounds.parse()?, disk)
+        }
+        _ => Err("usage: bench_mover DIR [GB [ROUNDS [DISK]]]".into()),
     }
 }
 
-fn bench(dir: &Path, gigabytes: u64, rounds: usize) -> Result<()> {
-    let work = dir.join(format!("bench-mover-{}", std::process::id()));
+fn bench(dir: &Path, gigabytes: u64, rounds: usize, disk: Option<&Path>) -> Result<()> {
+    let name = format!("bench-mover-{}", std::process::id());
+    let work = dir.join(&name);
     fs::create_dir_all(&work)?;
-    let done = compare(&work, gigabytes, rounds);
+    let mut done = compare(&work, gigabytes, rounds)
+        .and_then(|()| interrupt(&work, Killed::Receiver))
+        .and_then(|()| interrupt(&work, Killed::Sender));
+    if let Some(disk) = disk {
+        let disk = disk.join(name);
+        fs::create_dir_all(&disk)?;
+        done = done.and_then(|()| to_disk(&work, &disk, rounds));
+        fs::remove_dir_all(&disk)?;
+    }
     fs::remove_dir_all(&work)?;
     done
+}
+
+/// What is killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Killed {
+    Sender,
+    Receiver,
+}
+
+/// Delivers the large file, kills one half when the target has half of it, and goes on.
+fn interrupt(work: &Path, killed: Killed) -> Result<()> {
+    let (dump, path) = (work.join("large"), work.join("target"));
+    let bytes = size_of(&dump)?;
+    let mut first = Receiver::start("direct", &path)?;
+    let target = RemoteTarget::new(RemoteOptions::default(), |_| {});
+    first.connect(&target)?;
+    let mut second = None;
+    let mut secured = 0;
+    let mut progress = |more| {
+        secured += more;
+        if secured < bytes / 2 || second.is_some() {
+            return ControlFlow::Continue(());
+        }
+        let _ = first.process.kill(); // of a sender that dies its receiver hears
+        let _ = first.process.wait();
+        second = Receiver::start("direct", &path).ok();
+        match (killed, &mut second) {
+            (Killed::Receiver, Some(second)) => match second.connect(&target) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            },
+            _ => ControlFlow::Break(()), // and what it knows is lost
+        }
+    };
+    let delivered = deliver(&target, &dump, &mut progress);
+    let mut second = second.ok_or("the second receiver does not start")?;
+    let mut sent = target.status().bytes_sent;
+    let target = match killed {
+        Killed::Receiver => delivered.map(|()| target)?,
+        Killed::Sender => {
+            drop(target);
+            let target = RemoteTarget::new(RemoteOptions::default(), |_| {});
+            second.connect(&target)?;
+            deliver(&target, &dump, &mut |_| ControlFlow::Continue(()))?;
+            sent += target.status().bytes_sent;
+            target
+        }
+    };
+    // While it still runs: what it has read of its connection and of files, as proc_pid_io(5) counts it.
+    let read = rchar(second.process.id())?;
+    drop(target);
+    second.end()?;
+    let resent = sent - bytes;
+    // What comes to the second one is read from the network, and back from the disk.
+    let reread = read.saturating_sub(2 * (bytes - bytes / 2 + resent));
+    println!(
+        "{killed:?} killed at half of {:.1} GB: {:.1} MB sent again ({:.2} %), {:.1} MB read again by the receiver",
+        bytes as f64 / 1e9,
+        resent as f64 / 1e6,
+        resent as f64 / bytes as f64 * 100.0,
+        reread as f64 / 1e6
+    );
+    fs::remove_dir_all(&path)?;
+    Ok(())
+}
+
+/// Bytes that a process has read, from files and sockets (proc_pid_io(5)).
+fn rchar(pid: u32) -> Result<u64> {
+    let io = fs::read_to_string(format!("/proc/{pid}/io"))?;
+    let line = io.lines().find_map(|line| line.strip_prefix("rchar: ")).ok_or("no rchar")?;
+    Ok(line.parse()?)
+}
+
+/// Delivers the large file to a disk, in turns with writing and syncing the same bytes there.
+fn to_disk(work: &Path, disk: &Path, rounds: usize) -> Result<()> {
+    let dump = work.join("large");
+    let bytes = size_of(&dump)? as f64;
+    let (mut plain, mut direct) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        let begun = Instant::now();
+        let mut from = fs::File::open(dump.join("3001.dat"))?;
+        let mut to = fs::File::create(disk.join("plain"))?;
+        let mut buffer = vec![0; 1 << 20];
+        loop {
+            let count = from.read(&mut buffer)?;
+            if count == 0 {
+                break;
+            }
+            to.write_all(&buffer[..count])?;
+        }
+        to.sync_all()?;
+        plain.push(begun.elapsed().as_secs_f64());
+        fs::remove_file(disk.join("plain"))?;
+        let begun = Instant::now();
+        moving("direct", &dump, &disk.join("target"))?;
+        direct.push(begun.elapsed().as_secs_f64());
+        fs::remove_dir_all(disk.join("target"))?;
+    }
+    println!(
+        "to a disk: {:.0} MB/s; {:.0} MB/s written and synced; {:.2} of its speed",
+        bytes / median(direct.iter().copied()) / 1e6,
+        bytes / median(plain.iter().copied()) / 1e6,
+        median(plain.iter().zip(&direct).map(|(plain, direct)| plain / direct)),
+    );
+    Ok(())
 }
 
 fn compare(work: &Path, gigabytes: u64, rounds: usize) -> Result<()> {
@@ -78,7 +196,10 @@ fn compare(work: &Path, gigabytes: u64, rounds: usize) -> Result<()> {
                 let before = cpu_seconds();
                 match (*way, &sshd) {
                     ("rsync", Some(sshd)) => sshd.rsync(dump, &target)?,
-                    ("copy", _) => deliver(&TargetDirectory::create(&target, "bench")?, dump)?,
+                    ("copy", _) => {
+                        let target = TargetDirectory::create(&target, "bench")?;
+                        deliver(&target, dump, &mut |_| ControlFlow::Continue(()))?;
+                    }
                     (way, _) => moving(way, dump, &target)?,
                 }
                 let (seconds, cpu) = (begun.elapsed().as_secs_f64(), cpu_seconds() - before);
@@ -163,44 +284,71 @@ fn size_of(dump: &Path) -> Result<u64> {
     Ok(bytes)
 }
 
-fn deliver(target: &dyn Target, dump: &Path) -> Result<()> {
+fn deliver(
+    target: &dyn Target,
+    dump: &Path,
+    progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
+) -> Result<()> {
     let mut names = Vec::new();
     for entry in fs::read_dir(dump)? {
         names.push(entry?.file_name().into_string().map_err(|_| "not UTF-8")?);
     }
     let files: Vec<_> = names.iter().map(|name| CopyFile { name, reuse: Reuse::IfEqual }).collect();
-    let mut progress = |_| ControlFlow::Continue(());
     let source = Directory::open_source(dump)?;
-    target.deliver(Place::Database("crm"), &files, &source, &mut progress, &mut |_, _| {})?;
+    target.deliver(Place::Database("crm"), &files, &source, progress, &mut |_, _| {})?;
     Ok(())
 }
 
 /// Sends to a receiver in a process of its own.
 fn moving(way: &str, dump: &Path, path: &Path) -> Result<()> {
     let target = RemoteTarget::new(RemoteOptions::default(), |_| {});
-    let program = std::env::current_exe()?;
-    let mut command = Command::new(program);
-    command.args(["receive", way]).arg(path);
-    let mut receiver = if way == "direct" {
-        let mut receiver = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut receiver = Receiver::start(way, path)?;
+    receiver.connect(&target)?;
+    deliver(&target, dump, &mut |_| ControlFlow::Continue(()))?;
+    drop(target);
+    receiver.end()
+}
+
+/// A receiver in a process of its own.
+struct Receiver {
+    process: Child,
+    /// This end of a socket pair; none where it is reached directly.
+    near: Option<UnixStream>,
+}
+
+impl Receiver {
+    fn start(way: &str, path: &Path) -> Result<Self> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["receive", way]).arg(path);
+        if way == "direct" {
+            let process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+            return Ok(Self { process, near: None });
+        }
+        let (near, far) = UnixStream::pair()?;
+        let process = command.stdin(Stdio::from(OwnedFd::from(far))).spawn()?;
+        Ok(Self { process, near: Some(near) })
+    }
+
+    fn connect(&mut self, target: &RemoteTarget) -> Result<()> {
+        if let Some(near) = self.near.take() {
+            target.connect(Connection::of_unix(near)?);
+            return Ok(());
+        }
         let identity = Identity::new()?;
-        let mut stdin = receiver.stdin.take().ok_or("no input")?;
+        let mut stdin = self.process.stdin.take().ok_or("no input")?;
         writeln!(stdin, "{}", serde_json::to_string(&identity.fingerprint())?)?;
         let mut offer = String::new();
-        BufReader::new(receiver.stdout.take().ok_or("no output")?).read_line(&mut offer)?;
+        let stdout = self.process.stdout.take().ok_or("no output")?;
+        BufReader::new(stdout).read_line(&mut offer)?;
         let offer: Offer = serde_json::from_str(&offer)?;
         let here = [IpAddr::V4(Ipv4Addr::LOCALHOST)];
         target.connect(dial(&here, &identity, &offer, Duration::from_secs(10))?);
-        receiver
-    } else {
-        let (near, far) = UnixStream::pair()?;
-        let receiver = command.stdin(Stdio::from(OwnedFd::from(far))).spawn()?;
-        target.connect(Connection::of_unix(near)?);
-        receiver
-    };
-    deliver(&target, dump)?;
-    drop(target);
-    if receiver.wait()?.success() { Ok(()) } else { Err("the receiver failed".into()) }
+        Ok(())
+    }
+
+    fn end(&mut self) -> Result<()> {
+        if self.process.wait()?.success() { Ok(()) } else { Err("the receiver failed".into()) }
+    }
 }
 
 fn receiving(way: &str, path: &Path) -> Result<()> {
