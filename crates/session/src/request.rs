@@ -120,6 +120,9 @@ pub struct ExportRequest {
     /// Who asked, where it was the server of a team.
     #[serde(default)]
     pub requester: Option<Requester>,
+    /// The request as it was asked of the server of a team, before names became paths and hosts: what rules are about.
+    #[serde(default)]
+    pub as_asked: Option<Box<ExportRequest>>,
     /// The directory that gets the dump.
     pub target: PathBuf,
     /// Whether an earlier export in `target` is replaced.

@@ -212,6 +212,7 @@ impl Surroundings {
             target_caller: (here && server.is_some()).then(|| self.own_name.clone()),
             ssh_agent_of: self.forwarded_agent(work.forward_ssh_agent, server.is_some())?,
             requester: None,
+            as_asked: None,
             target: match &options.target.host {
                 None => resolved(&self.absolute(&options.target.path)?),
                 Some(_) => options.target.path.clone(),
@@ -386,6 +387,7 @@ mod tests {
             target_caller: None,
             ssh_agent_of: None,
             requester: None,
+            as_asked: None,
             target: "/no/such/place/out".into(),
             replace: false,
             recovery: RecoveryChoice::EndOfBackup,
@@ -507,6 +509,7 @@ mod tests {
             target_caller: None,
             ssh_agent_of: None,
             requester: None,
+            as_asked: None,
             target: "/no/such/out".into(),
             replace: true,
             recovery: RecoveryChoice::Latest,

@@ -14,6 +14,7 @@ use axum::{Extension, Json};
 use futures_util::Stream;
 use pgthaw_session::{ExportRequest, RecoveryChoice, RepositoryChoice, SessionState, Status};
 
+use super::audit::Audit;
 use super::callers::{Caller, Callers, Peer, Rights};
 use super::mount_service;
 use super::recovery_service::{RecoveryService, Seen, no_such};
@@ -159,20 +160,16 @@ fn resolve(
     door: &Door,
     mut request: ExportRequest,
 ) -> Result<ExportRequest, ApiError> {
+    request.requester = caller.team.then(|| caller.account.clone());
+    request.as_asked = None;
+    request.as_asked = caller.team.then(|| Box::new(request.clone()));
     request.repository = repository(caller, door, request.repository)?;
-    if let Some(rules) = caller.rules() {
-        let name = request.repository.name.as_deref().unwrap_or_default();
-        let asked = Asked { repository: name, request: &request };
-        if let Some(what) = rules::refusal(rules, &asked) {
-            return Err(not_allowed(caller, &what));
-        }
-    }
+    allowed(caller, &request)?;
     if let Some(path) = &mut request.read_from_staging
         && path.as_os_str().is_empty()
     {
         path.clone_from(&request.repository.path); // the same path as here, which only the server knows
     }
-    request.requester = caller.team.then(|| caller.account.clone());
     let hosts = &door.configuration.hosts;
     if let Some(known) = request.staging.as_ref().and_then(|name| hosts.get(name)) {
         request.staging = Some(known.ssh.to_string());
@@ -188,6 +185,16 @@ fn resolve(
         }
     }
     Ok(request)
+}
+
+/// Whether the caller's rules allow a request, by its names.
+fn allowed(caller: &Caller, asked: &ExportRequest) -> Result<(), ApiError> {
+    let Some(rules) = caller.rules() else { return Ok(()) };
+    let repository = asked.repository.name.as_deref().unwrap_or_default();
+    match rules::refusal(rules, &Asked { repository, request: asked }) {
+        Some(what) => Err(not_allowed(caller, &what)),
+        None => Ok(()),
+    }
 }
 
 /// The caller's own session.
@@ -211,19 +218,39 @@ async fn count(State(activity): State<Arc<Activity>>, request: Request, next: Ne
 }
 
 async fn backups(
+    State(service): Service,
     Extension(caller): Who,
     Extension(door): At,
     Json(choice): Json<RepositoryChoice>,
 ) -> Result<Json<BackupsAnswer>, ApiError> {
-    mount_service::backups(repository(&caller, &door, choice)?).await.map(Json)
+    let asked = choice.to_string();
+    let found = match repository(&caller, &door, choice) {
+        Ok(choice) => mount_service::backups(choice).await,
+        Err(error) => Err(error),
+    };
+    looked(&service, &caller, "backups", (&asked, None), &found);
+    found.map(Json)
 }
 
 async fn databases(
+    State(service): Service,
     Extension(caller): Who,
     Extension(door): At,
     Json(request): Json<DatabasesRequest>,
 ) -> Result<Json<DatabasesAnswer>, ApiError> {
-    let choice = repository(&caller, &door, request.repository)?;
+    let asked = (request.repository.to_string(), request.backup.clone());
+    let found = databases_of(&caller, &door, request).await;
+    looked(&service, &caller, "databases", (&asked.0, asked.1.as_deref()), &found);
+    found.map(Json)
+}
+
+/// The databases of a backup that the caller may know of.
+async fn databases_of(
+    caller: &Caller,
+    door: &Door,
+    request: DatabasesRequest,
+) -> Result<DatabasesAnswer, ApiError> {
+    let choice = repository(caller, door, request.repository)?;
     let name = choice.name.clone().unwrap_or_default();
     let facts = mount_service::facts(choice, request.backup, RecoveryChoice::EndOfBackup).await?;
     let mut databases = facts.databases;
@@ -232,16 +259,22 @@ async fn databases(
         let rules: Vec<_> = rules.collect();
         databases.retain(|database| rules.iter().any(|r| r.allows_database(&database.name)));
     }
-    Ok(Json(DatabasesAnswer { backup: facts.backup, databases }))
+    Ok(DatabasesAnswer { backup: facts.backup, databases })
 }
 
 async fn check(
     State(service): Service,
     Extension(caller): Who,
     Extension(door): At,
-    Json(request): Json<ExportRequest>,
+    Json(asked): Json<ExportRequest>,
 ) -> Result<Json<CheckAnswer>, ApiError> {
-    service.check(resolve(&caller, &door, request)?).await.map(Json)
+    let checked = match resolve(&caller, &door, asked.clone()) {
+        Ok(request) => service.check(request).await,
+        Err(error) => Err(error),
+    };
+    let result = checked.as_ref().map(|_| None).map_err(|err| &*err.message);
+    was_asked(&service, &caller, "check", &asked, result);
+    checked.map(Json)
 }
 
 async fn create(
@@ -254,12 +287,8 @@ async fn create(
         Ok(request) => service.clone().create(request).await,
         Err(error) => Err(error),
     };
-    if let (Some(audit), true) = (service.audit(), caller.team) {
-        let repository = asked.repository.to_string();
-        let asked = Asked { repository: &repository, request: &asked };
-        let result = created.as_ref().map(String::as_str).map_err(|err| err.message.as_str());
-        audit.asked(&caller.account, &asked, result);
-    }
+    let result = created.as_ref().map(|id| Some(&**id)).map_err(|err| &*err.message);
+    was_asked(&service, &caller, "export", &asked, result);
     created.map(|id| Json(SessionCreated { id }))
 }
 
@@ -302,10 +331,50 @@ async fn delivered(
     service.delivered(&id).await.map(Json)
 }
 
-/// Writes down that somebody steers a session of a team's server.
-fn audited(service: &RecoveryService, caller: &Caller, action: &str, status: &Status) {
-    if let (Some(audit), true) = (service.audit(), caller.team) {
-        audit.session(&caller.account, action, status);
+/// The audit trail, for who comes through a team's socket.
+fn trail<'a>(service: &'a RecoveryService, caller: &Caller) -> Option<&'a Audit> {
+    service.audit().filter(|_| caller.team)
+}
+
+/// Writes down that somebody has looked at a repository.
+fn looked<T>(
+    service: &RecoveryService,
+    caller: &Caller,
+    action: &str,
+    at: (&str, Option<&str>),
+    found: &Result<T, ApiError>,
+) {
+    if let Some(trail) = trail(service, caller) {
+        let result = found.as_ref().map(drop).map_err(|err| &*err.message);
+        trail.looked(&caller.account, action, at, result);
+    }
+}
+
+/// Writes down that somebody has asked for an export, or whether he could have it.
+fn was_asked(
+    service: &RecoveryService,
+    caller: &Caller,
+    action: &str,
+    asked: &ExportRequest,
+    result: Result<Option<&str>, &str>,
+) {
+    if let Some(trail) = trail(service, caller) {
+        let repository = asked.repository.to_string();
+        let asked = Asked { repository: &repository, request: asked };
+        trail.asked(&caller.account, action, &asked, result);
+    }
+}
+
+/// Writes down that somebody steers a session.
+fn audited(
+    service: &RecoveryService,
+    caller: &Caller,
+    action: &str,
+    status: &Status,
+    refused: Option<&str>,
+) {
+    if let Some(trail) = trail(service, caller) {
+        trail.session(&caller.account, action, status, refused);
     }
 }
 
@@ -321,11 +390,20 @@ async fn bundle(
 async fn retry(
     State(service): Service,
     Extension(caller): Who,
+    Extension(door): At,
     Path(id): Path<String>,
 ) -> Result<Json<Status>, ApiError> {
     own(&service, &caller, &id)?;
+    // Rules, groups and repositories may have changed since.
+    let asked = service.request(&id)?.as_asked.filter(|_| caller.rules().is_some());
+    let still = asked.map_or(Ok(()), |asked| resolve(&caller, &door, *asked).map(drop));
+    if let Err(error) = still {
+        let seen = service.look(&id)?;
+        audited(&service, &caller, "retry", &seen.status, Some(&error.message));
+        return Err(error);
+    }
     let status = service.clone().retry(&id)?;
-    audited(&service, &caller, "retry", &status);
+    audited(&service, &caller, "retry", &status, None);
     Ok(Json(status))
 }
 
@@ -336,7 +414,7 @@ async fn cancel(
 ) -> Result<Json<Status>, ApiError> {
     own(&service, &caller, &id)?;
     let status = service.clone().cancel(&id)?;
-    audited(&service, &caller, "cancel", &status);
+    audited(&service, &caller, "cancel", &status, None);
     Ok(Json(status))
 }
 
@@ -347,7 +425,7 @@ async fn stop(
 ) -> Result<Json<Status>, ApiError> {
     own(&service, &caller, &id)?;
     let status = service.stop(&id)?;
-    audited(&service, &caller, "stop", &status);
+    audited(&service, &caller, "stop", &status, None);
     Ok(Json(status))
 }
 
@@ -467,6 +545,10 @@ targets = ['files:*']
         assert_eq!(got.target_host.as_deref(), Some("ops@files"));
         assert_eq!(got.target.to_str(), Some("/srv/exports/monday"));
         assert_eq!(got.requester.unwrap().uid, 7, "whatever the request says");
+        // What rules are about is kept, to be asked for again.
+        let asked = got.as_asked.unwrap();
+        let again = resolved(true, |request| *request = *asked).unwrap();
+        assert_eq!(again.target, got.target);
     }
 
     #[test]

@@ -1,6 +1,7 @@
-//! The audit trail of a team's server: one JSON line per request to export and per session's end, in `audit.log` (0600).
+//! The audit trail of a team's server: one JSON line per request that reads a repository or steers a session, and per session's end,
+//! in `audit.log` (0600).
 //!
-//! Who (account), what (databases, options that matter), from which backup, where to, and the result.
+//! Who (account), what (databases), from which backup, where to, and the result.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -24,7 +25,7 @@ struct Line<'a> {
     at: Timestamp,
     user: &'a str,
     uid: u32,
-    /// `export` when it is asked for, `end` when the session has ended, else what was asked: `retry`, `cancel`.
+    /// What was asked: `backups`, `databases`, `check`, `export`, `stop`, `retry`, `cancel`; `end` when a session has ended.
     action: &'a str,
     session: Option<&'a str>,
     repository: &'a str,
@@ -32,7 +33,7 @@ struct Line<'a> {
     /// `["*"]` for all.
     databases: Vec<&'a str>,
     staging: Option<&'a str>,
-    target: &'a str,
+    target: Option<&'a str>,
     /// `accepted`, `refused`, or the state that the session ended in.
     result: &'a str,
     reason: Option<&'a str>,
@@ -59,15 +60,46 @@ impl Audit {
         Ok(Self { file: Mutex::new(file) })
     }
 
-    /// Writes down that an export was asked for, and the session that it became or why it was refused.
-    pub fn asked(&self, who: &Requester, asked: &Asked, session: Result<&str, &str>) {
+    /// Writes down that somebody has looked at a repository (`backups`) or at one of its backups (`databases`), or why not.
+    pub fn looked(
+        &self,
+        who: &Requester,
+        action: &str,
+        (repository, backup): (&str, Option<&str>),
+        result: Result<(), &str>,
+    ) {
+        self.write(&Line {
+            at: Timestamp::now(),
+            user: &who.user,
+            uid: who.uid,
+            action,
+            session: None,
+            repository,
+            backup,
+            databases: Vec::new(),
+            staging: None,
+            target: None,
+            result: if result.is_ok() { "accepted" } else { "refused" },
+            reason: result.err(),
+        });
+    }
+
+    /// Writes down that an export was asked for (`export`), or whether it could be had (`check`), and the session that it became or
+    /// why it was refused.
+    pub fn asked(
+        &self,
+        who: &Requester,
+        action: &str,
+        asked: &Asked,
+        session: Result<Option<&str>, &str>,
+    ) {
         let ExportRequest { databases, all, staging, backup, .. } = asked.request;
         self.write(&Line {
             at: Timestamp::now(),
             user: &who.user,
             uid: who.uid,
-            action: "export",
-            session: session.ok(),
+            action,
+            session: session.ok().flatten(),
             repository: asked.repository,
             backup: backup.as_deref(),
             databases: match all {
@@ -75,14 +107,14 @@ impl Audit {
                 false => databases.iter().map(String::as_str).collect(),
             },
             staging: staging.as_deref(),
-            target: &asked.target(),
+            target: Some(&asked.target()),
             result: if session.is_ok() { "accepted" } else { "refused" },
             reason: session.err(),
         });
     }
 
-    /// Writes down what became of a session (`end`), or what was asked of it.
-    pub fn session(&self, who: &Requester, action: &str, status: &Status) {
+    /// Writes down what became of a session (`end`), or what was asked of it and why that was refused.
+    pub fn session(&self, who: &Requester, action: &str, status: &Status, refused: Option<&str>) {
         let state = format!("{:?}", status.state).to_lowercase();
         self.write(&Line {
             at: Timestamp::now(),
@@ -94,9 +126,13 @@ impl Audit {
             backup: status.backup.as_deref(),
             databases: status.databases.iter().map(|database| database.name.as_str()).collect(),
             staging: status.staging.as_deref(),
-            target: &status.target,
-            result: if action == "end" { &state } else { "accepted" },
-            reason: status.error.as_deref().filter(|_| action == "end"),
+            target: Some(&status.target),
+            result: match (action, refused) {
+                ("end", _) => &state,
+                (_, None) => "accepted",
+                (_, Some(_)) => "refused",
+            },
+            reason: refused.or(status.error.as_deref().filter(|_| action == "end")),
         });
     }
 

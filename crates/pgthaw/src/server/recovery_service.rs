@@ -86,7 +86,15 @@ impl RecoveryService {
     /// # Errors
     /// When there is none of this id, or its journal cannot be read.
     pub fn requester(&self, id: &str) -> Result<Option<Requester>, ApiError> {
-        Ok(self.stored(id)?.0.request.requester)
+        Ok(self.request(id)?.requester)
+    }
+
+    /// Returns what a session was asked for.
+    ///
+    /// # Errors
+    /// When there is no such session.
+    pub fn request(&self, id: &str) -> Result<ExportRequest, ApiError> {
+        Ok(self.stored(id)?.0.request)
     }
 
     /// Takes up every session that was at work when its server ended.
@@ -383,7 +391,7 @@ impl RecoveryService {
             if let (Some(audit), Ok((session, _))) = (&self.audit, self.stored(&id))
                 && let Some(requester) = &session.request.requester
             {
-                audit.session(requester, "end", &session.status(None, None));
+                audit.session(requester, "end", &session.status(None, None), None);
             }
         });
         Ok(())

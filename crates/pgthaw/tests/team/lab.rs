@@ -86,6 +86,24 @@ impl Team {
         self.server.take().unwrap().wait().unwrap();
     }
 
+    /// Changes the server's configuration, and starts it anew.
+    pub fn change_configuration(&mut self, from: &str, to: &str) {
+        let path = self.host("backup1").path("/etc/pgthaw/config.toml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from), "{text}");
+        std::fs::write(path, text.replace(from, to)).unwrap();
+        self.kill_server();
+        self.serve();
+    }
+
+    /// Kills all processes of a host whose arguments hold `name`.
+    pub fn kill_all(&self, host: &str, name: &str) {
+        let processes = self.host(host).processes().into_iter();
+        let named: Vec<_> = processes.filter(|p| p.arguments.contains(name)).collect();
+        assert!(!named.is_empty(), "{name} does not run on {host}");
+        named.iter().for_each(|process| process.signal(rustix::process::Signal::KILL));
+    }
+
     pub fn host(&self, name: &str) -> &Host {
         self.lab.host(name)
     }

@@ -34,7 +34,8 @@ fn nobody_gets_what_no_rule_allows() {
     let ops = team.expect(2, "ops", &["backups", "prod"]).1;
     assert!(ops.contains("no rule of this server allows ops repository `prod`"), "{ops}");
     let refused = team.audit();
-    assert_eq!(refused.len(), cases.len(), "{refused:?}");
+    let actions: Vec<_> = refused.iter().map(|line| line["action"].as_str().unwrap()).collect();
+    assert_eq!(actions, [["export"; 5].as_slice(), &["backups"; 3]].concat());
     assert!(refused.iter().all(|line| line["result"] == "refused" && line["reason"].is_string()));
     assert!(!team.host("laptop").path("/home/ann/out").exists());
     assert!(team.sessions().is_empty());
@@ -59,6 +60,50 @@ fn nobody_gets_what_no_rule_allows() {
     }
     let listed = team.expect(0, "ops", &["sessions", "--output", "json"]).0;
     assert_eq!(listed.trim(), "[]");
+}
+
+#[test]
+fn what_is_looked_at_is_written_down() {
+    if !possible() {
+        return;
+    }
+    let team = Team::new();
+    team.expect(0, "ann", &["backups", "prod"]);
+    team.expect(0, "ann", &["databases", "prod"]);
+    team.expect(2, "ann", &["databases", "prod", "--backup", "nosuch"]);
+    let check = ["-d", "crm", "--staging", "stage", "--no-role-passwords", "--to", "/home/ann/out"];
+    team.expect(0, "ann", &[&["check", "prod"], &check[..]].concat());
+    let lines = team.audit();
+    let told = |key: &str| -> Vec<_> { lines.iter().map(|line| line[key].clone()).collect() };
+    assert_eq!(told("action"), ["backups", "databases", "databases", "check"]);
+    assert_eq!(told("result"), ["accepted", "accepted", "refused", "accepted"]);
+    assert_eq!(told("backup")[2], "nosuch");
+    assert_eq!(told("staging")[3], "stage");
+    assert!(lines.iter().all(|line| line["user"] == "ann" && line["repository"] == "prod"));
+}
+
+#[test]
+fn a_retry_needs_a_rule_again() {
+    if !possible() {
+        return;
+    }
+    let mut team = Team::new();
+    let mut export =
+        team.start(&["--staging", "stage", "--no-role-passwords", "--to", "archive:x"]);
+    team.wait_until("an agent", || {
+        team.sessions().first().is_some_and(|session| session["step"] == "dump")
+    });
+    let id = team.sessions()[0]["id"].as_str().unwrap().to_owned();
+    team.kill_all("db-stage", "pgthaw internal agent");
+    export.wait().unwrap();
+    team.change_configuration("databases = ['crm', 'sales']", "databases = ['crm']");
+    let said = team.expect(2, "ann", &["retry", &id]).1;
+    assert!(said.contains("no rule of this server allows ann database `sales`"), "{said}");
+    let last = team.audit().pop().unwrap();
+    assert_eq!((&last["action"], &last["result"]), (&"retry".into(), &"refused".into()));
+    team.change_configuration("databases = ['crm']", "databases = ['crm', 'sales']");
+    team.expect(0, "ann", &["retry", &id]);
+    team.assert_delivered("files", "/home/ops/exports/x");
 }
 
 #[test]

@@ -101,6 +101,7 @@ fn task() -> CheckTask {
         target_caller: None,
         ssh_agent_of: None,
         requester: None,
+        as_asked: None,
         target: "/srv/monday".into(),
         replace: false,
         recovery: RecoveryChoice::EndOfBackup,
