@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use pgthaw_link::{Host, OpenLine, Purpose};
@@ -111,7 +112,7 @@ impl Site {
         match self {
             Self::Here => AgentLink::start(assignment, log).await,
             Self::Far(machine) => {
-                call::<()>(machine, "agent", assignment).await?;
+                call::<()>(machine, AGENT, assignment).await?;
                 Ok(self.agent(&assignment.place))
             }
         }
@@ -497,14 +498,25 @@ pub async fn check_here(task: &CheckTask) -> Result<CheckReport, ApiError> {
         .map_err(|err| ApiError::broken(format!("the check answered something else: {err}")))
 }
 
-/// Calls another machine's `pgthaw attach` itself.
+/// Starting an agent: the one call that must not be made twice.
+const AGENT: &str = "agent";
+/// How long after its calls have failed a line is known to be broken, at the latest.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Calls another machine's `pgthaw attach` itself. A line that turns out to be broken may have been so for long, and says nothing about
+/// the machine as it is now: whatever may be asked twice is asked once more over a new one.
 async fn call<T: DeserializeOwned>(
     machine: &Arc<Machine>,
     verb: &str,
     task: &(impl Serialize + Sync),
 ) -> Result<T, ApiError> {
     let address = Address::Far(machine.clone(), None);
-    let answer = http::request(&address, "POST", &format!("/v1/host/{verb}"), Some(task)).await;
+    let path = format!("/v1/host/{verb}");
+    let mut answer = http::request(&address, "POST", &path, Some(task)).await;
+    if matches!(answer, Err(ClientError::Broken { .. })) && verb != AGENT {
+        tokio::time::sleep(PAUSE).await;
+        answer = http::request(&address, "POST", &path, Some(task)).await;
+    }
     answer.map_err(|err| match err {
         ClientError::Api(error) => {
             ApiError { message: format!("{}: {}", machine.name(), error.message), ..error }

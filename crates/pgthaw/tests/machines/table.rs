@@ -562,9 +562,12 @@ fn faults_are_survived() {
         (Step::Dump, Fault::DumpFull),
         (Step::Transfer, Fault::TargetFull),
         (Step::Mount, Fault::BackupExpired),
+        (Step::Clean, Fault::TargetRebooted),
     ];
     let outcomes = work(&cells, 2);
     assert_eq!(outcomes.len(), cells.len());
     assert!(!outcomes.values().any(|outcome| *outcome == Outcome::NotApplicable), "{outcomes:?}");
+    // A line that broke while nobody spoke is made anew.
+    assert_eq!(outcomes[&(Step::Clean, Fault::TargetRebooted)], Outcome::ByItself);
     assert_right(&outcomes);
 }
