@@ -13,3 +13,4 @@ mod read_from;
 mod refusals;
 mod small_disk;
 mod table;
+mod token;
