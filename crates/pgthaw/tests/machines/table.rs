@@ -70,6 +70,7 @@ const STEPS: [(Step, &str); 8] = [
 enum Fault {
     ExplorerKilled,
     ServerKilled,
+    MountRebooted,
     AgentKilled,
     AgentStopped,
     StagingRebooted,
@@ -84,9 +85,10 @@ enum Fault {
     BackupExpired,
 }
 
-const FAULTS: [(Fault, &str); 14] = [
+const FAULTS: [(Fault, &str); 15] = [
     (Fault::ExplorerKilled, "explorer killed"),
     (Fault::ServerKilled, "server killed"),
+    (Fault::MountRebooted, "mount server rebooted"),
     (Fault::AgentKilled, "agent killed"),
     (Fault::AgentStopped, "agent stopped 60 s"),
     (Fault::StagingRebooted, "staging rebooted"),
@@ -284,6 +286,7 @@ impl Lab {
                 return signal("staging", &["pgthaw internal agent"], Signal::STOP);
             }
             Fault::ReceiverKilled => return signal("target", &["pgthaw attach"], Signal::KILL),
+            Fault::MountRebooted => machines.host("mount").reboot(),
             Fault::StagingRebooted => staging.reboot(),
             Fault::TargetRebooted => target.reboot(),
             Fault::StagingCut => machines.lab.cut("mount", "staging"),
@@ -556,6 +559,7 @@ fn faults_are_survived() {
     let cells = [
         (Step::Dump, Fault::ExplorerKilled),
         (Step::Seal, Fault::ServerKilled),
+        (Step::Dump, Fault::MountRebooted),
         (Step::Recover, Fault::StagingRebooted),
         (Step::Transfer, Fault::ReceiverKilled),
         (Step::Recover, Fault::WriteLayerFull),
