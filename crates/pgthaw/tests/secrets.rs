@@ -17,12 +17,17 @@ use support::{Pgthaw, wait_for};
 
 /// A role's password, as PostgreSQL keeps it.
 const PASSWORD: &str = "md5ca9a21e5ca9a21e5ca9a21e5ca9a21e5";
-/// A password in the backup's own settings, in a subscription, in a row, and in the environment of whoever exports.
+/// A password in the backup's own settings, in a subscription, in a row, and in the environment of whoever exports, and there the
+/// passphrase of a repository.
 const SETTING: &str = "canary-of-a-setting";
 const SUBSCRIPTION: &str = "canary-of-a-subscription";
 const ROW: &str = "canary-of-a-row";
 const ENVIRONMENT: &str = "canary-of-the-environment";
-const CANARIES: [&str; 5] = [PASSWORD, SETTING, SUBSCRIPTION, ROW, ENVIRONMENT];
+const PASSPHRASE: &str = "canary-of-a-passphrase";
+const CANARIES: [&str; 6] = [PASSWORD, SETTING, SUBSCRIPTION, ROW, ENVIRONMENT, PASSPHRASE];
+/// What is in the environment of whoever exports.
+const VARIABLES: [(&str, &str); 2] =
+    [("PGPASSWORD", ENVIRONMENT), ("PGBACKREST_REPO1_CIPHER_PASS", PASSPHRASE)];
 
 fn plant(cluster: &Cluster) {
     let connection = |password: &str| format!("host=127.0.0.1 user=postgres password={password}");
@@ -67,13 +72,13 @@ fn canaries_are_seen_nowhere_but_in_the_export() {
         arguments.extend(["-Z", "0", "--retries", "0"].map(str::to_owned));
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let mut export = pgthaw.command(&arguments);
-        export.env("PGPASSWORD", ENVIRONMENT).stdout(Stdio::null()).stderr(Stdio::null());
+        export.envs(VARIABLES).stdout(Stdio::null()).stderr(Stdio::null());
         let mut export = export.spawn().unwrap();
         let dump = wait_for("pg_dump", || dump_of(&pgthaw.dump()));
         kill_process(dump, Signal::KILL).unwrap();
         let failed = export.wait().unwrap().code();
         let id = pgthaw.session_id();
-        let retried = pgthaw.command(&["retry", &id]).env("PGPASSWORD", ENVIRONMENT).output();
+        let retried = pgthaw.command(&["retry", &id]).envs(VARIABLES).output();
         ended.store(true, Ordering::Relaxed);
         assert_eq!(failed, Some(1), "{}", pgthaw.logs());
         assert!(retried.unwrap().status.success(), "{}", pgthaw.logs());
