@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pgthaw_mover::{
-    Connection, EXPORT_JSON, RemoteOptions, RemoteStatus, RemoteTarget, SHA256SUMS, Target,
-    TargetDirectory, TargetState, meet,
+    Connection, EXPORT_JSON, MoveError, RemoteOptions, RemoteStatus, RemoteTarget, SHA256SUMS,
+    Target, TargetDirectory, TargetState, meet,
 };
 use pgthaw_session::AgentView;
 use pgthaw_session::observed::Failure;
@@ -107,8 +107,35 @@ pub fn target(agent: &Agent) -> Result<Arc<dyn Target>, Failure> {
         return Ok(target.clone());
     }
     let assignment = &agent.assignment;
-    let target = open(&assignment.request.target, &assignment.session, assignment.request.replace)?;
+    let request = &assignment.request;
+    let target = open(&request.target, &assignment.session, request.replace);
+    let target = target.map_err(NotOpened::failure)?;
     Ok(opened.insert(Arc::new(target)).clone())
+}
+
+/// Why a target directory cannot be worked in.
+#[derive(Debug)]
+pub enum NotOpened {
+    /// The file system says so, or whoever holds its lock.
+    Moving(MoveError),
+    /// It holds what is not this session's.
+    Taken(Failure),
+}
+
+impl From<MoveError> for NotOpened {
+    fn from(err: MoveError) -> Self {
+        Self::Moving(err)
+    }
+}
+
+impl NotOpened {
+    /// What a session is told.
+    pub fn failure(self) -> Failure {
+        match self {
+            Self::Moving(err) => moving(err),
+            Self::Taken(failure) => failure,
+        }
+    }
 }
 
 /// Opens the target directory of this machine for `session`, locks it, and looks at it again: what the check has seen may have changed
@@ -120,17 +147,17 @@ pub fn open(
     path: &std::path::Path,
     session: &str,
     replace: bool,
-) -> Result<TargetDirectory, Failure> {
-    let target = TargetDirectory::create(path, session).map_err(moving)?;
+) -> Result<TargetDirectory, NotOpened> {
+    let target = TargetDirectory::create(path, session)?;
     let mut own = match replace {
         true => Vec::new(),
-        false => TargetDirectory::published(path, session).map_err(moving)?,
+        false => TargetDirectory::published(path, session)?,
     };
     if !replace {
         own.extend([SHA256SUMS, EXPORT_JSON].map(str::to_owned));
     }
     let own: Vec<&str> = own.iter().map(String::as_str).collect();
-    let report = TargetDirectory::inspect(path, session, &own).map_err(moving)?;
+    let report = TargetDirectory::inspect(path, session, &own)?;
     let found = match (report.state, report.other_sessions.first()) {
         (_, Some(other)) => format!("it belongs to session {other}"),
         (TargetState::Empty, None) => return Ok(target),
@@ -138,8 +165,9 @@ pub fn open(
         (TargetState::HoldsOther(names), None) => format!("it holds `{}`", names.join("`, `")),
         (_, None) => "it holds another export".into(),
     };
-    Err(Failure::new(format!("target `{}` is no longer empty: {found}", path.display()))
-        .hint("move that away and retry, or cancel and export to another directory"))
+    let failure = Failure::new(format!("target `{}` is no longer empty: {found}", path.display()));
+    let hint = "move that away and retry, or cancel and export to another directory";
+    Err(NotOpened::Taken(failure.hint(hint)))
 }
 
 #[cfg(test)]

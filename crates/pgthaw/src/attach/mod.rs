@@ -25,10 +25,10 @@ use pgthaw_link::{
     GreetingError, PROTOCOL, Purpose, Welcome, own_build, remove_if_unused, serve_calls,
     welcome_and_greet,
 };
-use pgthaw_mover::{Heartbeat, Met, MoveError, meet, receive};
+use pgthaw_mover::{Heartbeat, Met, MoveError, TargetDirectory, meet, receive};
 use tokio::net::unix::pipe;
 
-use crate::agent::delivering;
+use crate::agent::delivering::{self, NotOpened};
 use crate::offers;
 use handing::hand_over;
 
@@ -184,12 +184,24 @@ fn receive_export(
     if let Some(line) = line {
         connection.end_with(line); // whoever undoes the export must not wait for a staging server that is away
     }
-    let opened = delivering::open(directory, session, replace);
-    let target = match &opened {
-        Ok(target) => Ok(target),
-        Err(failure) => Err(MoveError::Refused { reason: failure.to_string() }),
+    let opened = open_target(directory, session, replace);
+    let target = match opened {
+        Ok(ref target) => Ok(target),
+        Err(err) => Err(err),
     };
     receive(target, connection, Heartbeat::default()).map_err(io::Error::other)
+}
+
+/// Opens the target. The class of an error is kept: a lock that the receiver of a broken connection still holds is waited for.
+fn open_target(
+    directory: &std::path::Path,
+    session: &str,
+    replace: bool,
+) -> Result<TargetDirectory, MoveError> {
+    delivering::open(directory, session, replace).map_err(|err| match err {
+        NotOpened::Moving(err) => err,
+        NotOpened::Taken(failure) => MoveError::Refused { reason: failure.to_string() },
+    })
 }
 
 fn refused() -> Result<(), GreetingError> {
@@ -217,6 +229,20 @@ fn standard_streams() -> io::Result<(pipe::Receiver, pipe::Sender)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lock_that_is_held_is_told_from_a_target_that_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("export");
+        let first = open_target(&path, "s", false).unwrap();
+        let again = open_target(&path, "s", false);
+        assert!(matches!(again, Err(MoveError::InUse { .. })), "it is waited for: {again:?}");
+        drop(first);
+        open_target(&path, "s", false).unwrap();
+        std::fs::write(path.join("strange"), "").unwrap();
+        let taken = open_target(&path, "s", false);
+        assert!(matches!(taken, Err(MoveError::Refused { .. })), "{taken:?}");
+    }
 
     #[test]
     fn sshd_tells_at_which_address_it_was_reached() {
