@@ -23,6 +23,7 @@ use pgthaw_mover::{
     Connection, CopyFile, Directory, Heartbeat, Identity, Listener, Offer, Place, RemoteOptions,
     RemoteTarget, Reuse, Target, TargetDirectory, dial, receive,
 };
+use pgthaw_testkit::claim_memory;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -137,6 +138,7 @@ fn to_disk(work: &Path, disk: &Path, rounds: usize) -> Result<()> {
     let bytes = size_of(&dump)? as f64;
     let (mut plain, mut direct) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
+        claim_memory(bytes as usize);
         let begun = Instant::now();
         let mut from = fs::File::open(dump.join("3001.dat"))?;
         let mut to = fs::File::create(disk.join("plain"))?;
@@ -151,6 +153,7 @@ fn to_disk(work: &Path, disk: &Path, rounds: usize) -> Result<()> {
         to.sync_all()?;
         plain.push(begun.elapsed().as_secs_f64());
         fs::remove_file(disk.join("plain"))?;
+        claim_memory(bytes as usize);
         let begun = Instant::now();
         moving("direct", &dump, &disk.join("target"))?;
         direct.push(begun.elapsed().as_secs_f64());
@@ -192,6 +195,7 @@ fn compare(work: &Path, gigabytes: u64, rounds: usize) -> Result<()> {
         for _ in 0..rounds {
             for (way, taken) in ways.iter().zip(&mut taken) {
                 let target = work.join("target");
+                claim_memory(size_of(dump)? as usize);
                 let begun = Instant::now();
                 let before = cpu_seconds();
                 match (*way, &sshd) {

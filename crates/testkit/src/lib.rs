@@ -30,7 +30,7 @@ pub use fresh::{FreshServer, restore_dump_into_fresh_server};
 pub use lab::{Host, HostLeftovers, HostPlan, HostProcess, Lab, Proxy, ProxyOptions};
 pub use large::LargeBackup;
 pub use leftovers::Leftovers;
-pub use measure::{Usage, measure};
+pub use measure::{Usage, claim_memory, measure};
 pub use pg_basebackup::{BaseBackup, BaseBackupOptions, WalMethod};
 pub use pgbackrest::{BackupOptions, BackupType, PgBackRest, RestoreTarget};
 pub use scratch::Scratch;
