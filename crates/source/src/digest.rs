@@ -6,6 +6,7 @@ use sha2::{Sha224, Sha256, Sha384, Sha512};
 use crate::map::Digest;
 
 /// A checksum that is being computed.
+#[derive(Clone)]
 pub(crate) enum Hasher {
     Sha1(Sha1),
     Crc32c(u32),

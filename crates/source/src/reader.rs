@@ -13,6 +13,7 @@
 //! small) must be what it was the first time. A file found damaged stays damaged.
 
 mod cursor;
+mod digesting;
 mod error;
 mod progress;
 mod statistics;
@@ -29,6 +30,7 @@ use crate::lru::Lru;
 use crate::map::{Codec, Content, MapFile};
 use crate::store::ObjectStore;
 use cursor::Pool;
+use digesting::Helper;
 use progress::Progress;
 use statistics::Counters;
 use stream::Purpose;
@@ -60,6 +62,7 @@ pub struct Reader {
     cache_bytes: u64,
     buffers: Arc<Buffers>,
     cursors: Mutex<Pool>,
+    digests: Helper,
     counters: Arc<Counters>,
 }
 
@@ -121,6 +124,7 @@ impl Reader {
             cache_bytes,
             buffers,
             cursors,
+            digests: Helper::default(),
             counters: Arc::default(),
         }
     }

@@ -1,7 +1,11 @@
 //! How far a file was checked: a digest that runs along, and a checksum of every chunk to compare with when the
 //! chunk is decoded again.
 
+use std::sync::Arc;
+
+use super::digesting::{Digesting, Helper};
 use super::error::{Place, ReadError};
+use crate::buffers::Buffer;
 use crate::digest::{Hasher, shown};
 use crate::map::{Codec, Content, MapFile};
 
@@ -10,7 +14,7 @@ pub(super) struct Progress {
     /// Bytes from the file's start that were seen in order.
     position: u64,
     /// Over those bytes; none if the repository has no digest, or when it was compared.
-    hasher: Option<Hasher>,
+    digest: Option<Digesting>,
     /// CRC-32C of each chunk decoded so far.
     chunks: Vec<u32>,
 }
@@ -26,7 +30,7 @@ impl Progress {
     pub(super) fn new(file: &MapFile) -> Self {
         Self {
             position: 0,
-            hasher: file.digest.as_ref().and_then(Hasher::like),
+            digest: file.digest.as_ref().and_then(Hasher::like).map(Digesting::new),
             chunks: Vec::new(),
         }
     }
@@ -41,14 +45,26 @@ impl Progress {
         self.chunks.len() as u64
     }
 
-    /// Takes a decoded chunk, compares it if it was decoded before. `None`: it is not what it was.
-    pub(super) fn take_chunk(&mut self, index: u64, bytes: &[u8]) -> Option<Chunk> {
-        let sum = crc32c::crc32c(bytes);
+    /// Takes a decoded chunk, compares it if it was decoded before; a helper may hash it later. `None`: it is not what it
+    /// was.
+    pub(super) fn take_chunk(
+        &mut self,
+        index: u64,
+        chunk: &Arc<Buffer>,
+        helper: Option<&Helper>,
+    ) -> Option<Chunk> {
+        let sum = crc32c::crc32c(chunk);
         match usize::try_from(index).ok().and_then(|index| self.chunks.get(index)) {
             Some(known) => (*known == sum).then_some(Chunk::SeenBefore),
             None => {
                 self.chunks.push(sum);
-                self.take_in_order(bytes);
+                match (&self.digest, helper) {
+                    (Some(digest), Some(helper)) => {
+                        self.position += chunk.len() as u64;
+                        digest.take_beside(chunk, helper);
+                    }
+                    _ => self.take_in_order(chunk),
+                }
                 Some(Chunk::New)
             }
         }
@@ -64,17 +80,17 @@ impl Progress {
 
     fn take_in_order(&mut self, bytes: &[u8]) {
         self.position += bytes.len() as u64;
-        if let Some(hasher) = &mut self.hasher {
-            hasher.update(bytes);
+        if let Some(digest) = &self.digest {
+            digest.take(bytes);
         }
     }
 
     /// Compares the digest after the last byte. `true`: there was one, and it matches.
     pub(super) fn compare(&mut self, file: &MapFile) -> Result<bool, ReadError> {
-        let (Some(expected), Some(hasher)) = (&file.digest, self.hasher.take()) else {
+        let (Some(expected), Some(digest)) = (&file.digest, self.digest.take()) else {
             return Ok(false);
         };
-        let found = hasher.finish();
+        let found = digest.finish();
         if found == *expected {
             return Ok(true);
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::cursor::{Cursor, StoredRange};
+use super::digesting::Helper;
 use super::error::{Place, ReadError};
 use super::progress::{Chunk, Progress};
 use super::{
@@ -148,6 +149,8 @@ impl Reader {
             return self.finish(file, state, progress, &mut cursor);
         }
         let keep = !matches!(purpose, Purpose::Verify { keep: false });
+        // One chunk is hashed sooner than a thread wakes up.
+        let helper = (wanted.end.saturating_sub(wanted.start) > 1).then_some(&self.digests);
         let mut cursor: Option<Cursor> = None;
         for index in wanted {
             let found = lock(&self.cache).get(&(file, index));
@@ -170,14 +173,14 @@ impl Reader {
             while current.next < index {
                 // What was only decoded on the way must not drive out what was asked for.
                 let near = index - current.next <= self.cache_bytes / 8 / CHUNK;
-                self.step(file, state, progress, current, keep && near)?;
+                self.step(file, state, progress, current, keep && near, helper)?;
             }
-            sink(index, &self.step(file, state, progress, current, keep)?);
+            sink(index, &self.step(file, state, progress, current, keep, helper)?);
         }
         let Some(mut cursor) = cursor else { return Ok(()) };
         if cursor.next + 1 == count && !state.is_whole() {
             // So near the end, the digest is worth the rest. What cannot be read now need not be.
-            match self.step(file, state, progress, &mut cursor, keep) {
+            match self.step(file, state, progress, &mut cursor, keep, helper) {
                 Err(err) if err.may_pass() => return Ok(()),
                 other => other?,
             };
@@ -197,6 +200,7 @@ impl Reader {
         progress: &mut Progress,
         cursor: &mut Cursor,
         keep: bool,
+        helper: Option<&Helper>,
     ) -> Result<Arc<Buffer>, ReadError> {
         let map = &self.files[file];
         let index = cursor.next;
@@ -204,9 +208,10 @@ impl Reader {
         let length = CHUNK.min(map.size - start);
         let mut bytes = self.buffers.take(length as usize);
         cursor.decoder.fill(&mut bytes).map_err(|err| ReadError::decode(Place::of(map), err))?;
+        let chunk = Arc::new(bytes);
         cursor.next += 1;
         self.counters.decoded_bytes.add(length);
-        match progress.take_chunk(index, &bytes) {
+        match progress.take_chunk(index, &chunk, helper) {
             Some(Chunk::New) => {}
             Some(Chunk::SeenBefore) => self.counters.decoded_again_bytes.add(length),
             None => return Err(ReadError::Changed { place: Place::of(map), offset: start }),
@@ -214,7 +219,6 @@ impl Reader {
         if cursor.next == self.chunk_count(file) {
             self.finish(file, state, progress, cursor)?;
         }
-        let chunk = Arc::new(bytes);
         if keep {
             lock(&self.cache).insert((file, index), Arc::clone(&chunk), length + CHUNK_OVERHEAD);
         }
