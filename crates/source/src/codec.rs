@@ -4,13 +4,13 @@
 //! own checksums match; anything else is an error. Leaves digests over files and the order of reads to
 //! [`crate::reader`]. Memory is bounded whatever the input says. Start at [`Decoder`].
 
+pub(crate) mod lz4;
 mod zstd;
 
 use std::fmt;
 use std::io::{self, BufRead, Read};
 
 use flate2::bufread::{MultiGzDecoder, ZlibDecoder};
-use lz4_flex::frame::FrameDecoder;
 
 use crate::map::Codec;
 
@@ -79,7 +79,7 @@ enum Stream<R: BufRead> {
     Plain(Input<R>),
     Gzip(Box<MultiGzDecoder<Input<R>>>),
     Zlib(Box<ZlibDecoder<Input<R>>>),
-    Lz4(Box<Lz4<R>>),
+    Lz4(lz4::Frames<Input<R>>),
     Zstd(zstd::Frames<Input<R>>),
 }
 
@@ -92,17 +92,28 @@ impl<R: BufRead> Decoder<R> {
     /// # Errors
     /// [`DecodeError::Damaged`] when there is no memory for the codec's context.
     pub fn new(codec: Codec, stored: R, size: u64) -> Result<Self, DecodeError> {
-        let input = Input { stored, failed: None, ended: false };
+        let input = Input { stored, failed: None };
+        let no_context = |err: io::Error| {
+            let reason = err.to_string();
+            DecodeError::Damaged { codec, decoded: 0, reason }
+        };
         let stream = match codec {
             Codec::None => Stream::Plain(input),
             Codec::Gzip => Stream::Gzip(Box::new(MultiGzDecoder::new(input))),
             Codec::Zlib => Stream::Zlib(Box::new(ZlibDecoder::new(input))),
-            Codec::Lz4 => Stream::Lz4(Box::new(Lz4::new(input))),
-            Codec::Zstd => Stream::Zstd(zstd::Frames::new(input).map_err(|err| {
-                DecodeError::Damaged { codec, decoded: 0, reason: err.to_string() }
-            })?),
+            Codec::Lz4 => Stream::Lz4(lz4::Frames::new(input).map_err(no_context)?),
+            Codec::Zstd => Stream::Zstd(zstd::Frames::new(input).map_err(no_context)?),
         };
         Ok(Self { codec, stream, decoded: 0, size })
+    }
+
+    /// Leaves out the checksums of LZ4 frames, which take longer than decoding: for whoever compares a digest over the whole
+    /// file.
+    pub fn without_frame_checksums(mut self) -> Self {
+        if let Stream::Lz4(frames) = &mut self.stream {
+            frames.skip_checksums();
+        }
+        self
     }
 
     /// Fills `buf` with the next bytes, as far as the file's size reaches, and returns how many they are.
@@ -154,7 +165,7 @@ impl<R: BufRead> Decoder<R> {
         match &self.stream {
             Stream::Plain(_) => 0,
             Stream::Gzip(_) | Stream::Zlib(_) => INFLATE_MEMORY,
-            Stream::Lz4(lz4) => lz4.memory,
+            Stream::Lz4(frames) => frames.memory(),
             Stream::Zstd(frames) => frames.memory(),
         }
     }
@@ -187,26 +198,22 @@ impl<R: BufRead> Stream<R> {
             Self::Plain(input) => input,
             Self::Gzip(stream) => stream.get_mut(),
             Self::Zlib(stream) => stream.get_mut(),
-            Self::Lz4(stream) => stream.frames.get_mut(),
+            Self::Lz4(stream) => stream.input(),
             Self::Zstd(stream) => stream.input(),
         }
     }
 }
 
-/// The stored bytes, which remember their own error (the decoders above know only their own) and their end.
+/// The stored bytes, which remember their own error (the decoders above know only their own).
 struct Input<R> {
     stored: R,
     failed: Option<io::Error>,
-    ended: bool,
 }
 
 impl<R: BufRead> BufRead for Input<R> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         match self.stored.fill_buf() {
-            Ok(bytes) => {
-                self.ended |= bytes.is_empty();
-                Ok(bytes)
-            }
+            Ok(bytes) => Ok(bytes),
             Err(err) => {
                 // Of a kind that no decoder takes for an end of input or a reason to try again.
                 let told = io::Error::other(err.to_string());
@@ -227,55 +234,4 @@ impl<R: BufRead> Read for Input<R> {
         self.consume(count);
         Ok(count)
     }
-}
-
-/// LZ4 frames, one after the other. `lz4_flex` takes an end of input between two blocks for the end of the frame;
-/// here that is an error.
-struct Lz4<R: BufRead> {
-    frames: FrameDecoder<Input<R>>,
-    /// The last frame ended as it should.
-    complete: bool,
-    memory: u64,
-}
-
-impl<R: BufRead> Lz4<R> {
-    fn new(input: Input<R>) -> Self {
-        Self { frames: FrameDecoder::new(input), complete: false, memory: 0 }
-    }
-
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        if self.memory == 0 {
-            self.memory = lz4_memory(self.frames.get_mut().fill_buf()?);
-        }
-        loop {
-            let count = self.frames.read(buf)?;
-            if count > 0 {
-                return Ok(count);
-            }
-            let input = self.frames.get_mut();
-            if !input.ended {
-                self.complete = input.fill_buf()?.is_empty(); // else there is one more frame
-            }
-            if input.ended {
-                return if self.complete {
-                    Ok(0)
-                } else {
-                    Err(io::Error::other("the frame has no end"))
-                };
-            }
-        }
-    }
-}
-
-/// What `lz4_flex` allocates for a frame that begins with `header`: one block, and for linked blocks two more and a
-/// window (LZ4 frame format: bit 5 of FLG, bits 4 to 6 of BD).
-fn lz4_memory(header: &[u8]) -> u64 {
-    let block: u64 = match header.get(5).map(|byte| (byte >> 4) & 7) {
-        Some(4) => 64 << 10,
-        Some(5) => 256 << 10,
-        Some(6) => 1 << 20,
-        _ => 4 << 20,
-    };
-    let linked = header.get(4).is_none_or(|byte| byte & 0x20 == 0);
-    if linked { 3 * block + (64 << 10) } else { 2 * block }
 }

@@ -300,6 +300,10 @@ impl Reader {
             codec,
         );
         let decoder = Decoder::new(codec, range, map.size - next * CHUNK);
-        Ok(Cursor::new(file, next, decoder.map_err(|err| ReadError::decode(Place::of(map), err))?))
+        let mut decoder = decoder.map_err(|err| ReadError::decode(Place::of(map), err))?;
+        if map.digest.is_some() {
+            decoder = decoder.without_frame_checksums();
+        }
+        Ok(Cursor::new(file, next, decoder))
     }
 }

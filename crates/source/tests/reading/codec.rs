@@ -55,6 +55,20 @@ fn decodes_what_real_commands_write() {
 }
 
 #[test]
+fn frame_checksums_are_left_out_only_for_whoever_asks() {
+    let bytes = b"the last four bytes of the frame are a checksum of this".repeat(2000);
+    let mut encoded = pipe("lz4", &["-c", "-B4", "-BD"], &bytes);
+    *encoded.last_mut().unwrap() ^= 1;
+    let decoder = || Decoder::new(Codec::Lz4, &encoded[..], bytes.len() as u64).unwrap();
+    let decoded = |mut decoder: Decoder<&[u8]>| {
+        let mut decoded = vec![0; bytes.len()];
+        decoder.fill(&mut decoded).and_then(|_| decoder.finish()).map(|()| decoded)
+    };
+    assert!(matches!(decoded(decoder()), Err(DecodeError::Damaged { .. })));
+    assert_eq!(decoded(decoder().without_frame_checksums()).unwrap(), bytes);
+}
+
+#[test]
 fn several_frames_are_one_file() {
     let parts = [content(100_000, 1), content(1, 2), content(70_000, 3)];
     for codec in [Codec::Gzip, Codec::Lz4, Codec::Zstd] {
