@@ -2,8 +2,8 @@
 //! nothing vouches for.
 //!
 //! Owns the decode cache, the cursors (decoders kept in the middle of a file) and each file's verification. Leaves
-//! decoding to [`crate::codec`], stored bytes to [`crate::store`], and threads to whoever calls: many may call at
-//! once. Start at [`Reader::read_at`].
+//! decoding to [`crate::codec`], stored bytes to [`crate::store`], and threads to whoever calls (many may call at
+//! once), but for one that hashes. Start at [`Reader::read_at`].
 //!
 //! A file is decoded in chunks of [`CHUNK`] bytes, always by one thread at a time (its lock); other files go on
 //! meanwhile. Locks are taken in the order file, cursor pool or cache; the latter two for moments only.

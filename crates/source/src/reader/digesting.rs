@@ -2,7 +2,7 @@
 //!
 //! SHA-1 takes as long as decoding; so where several chunks are decoded in a row, a thread of the reader hashes them
 //! while the next ones are decoded. That thread is an offer: whoever finds it too slow, or needs the result, hashes what
-//! waits himself. Start at [`Digesting::take`].
+//! waits himself. Start at [`Digesting::take_beside`].
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -47,9 +47,8 @@ impl Digesting {
             waiting.push_back(Arc::clone(chunk));
             waiting.len()
         };
-        if backlog == 1 {
-            helper.call(self);
-        } else if backlog > LONGEST_BACKLOG {
+        let left_to_us = if backlog == 1 { !helper.call(self) } else { backlog > LONGEST_BACKLOG };
+        if left_to_us {
             self.take_waiting(&mut lock(&self.0.hasher));
         }
     }
@@ -73,14 +72,15 @@ impl Digesting {
 pub(super) struct Helper(OnceLock<Sender<Digesting>>);
 
 impl Helper {
-    /// Asks for help; the thread is started by the first who does. Without one the backlog is hashed by whoever fills it.
-    fn call(&self, digesting: &Digesting) {
+    /// Asks for help; the thread is started by the first who does. `false`: there is none.
+    fn call(&self, digesting: &Digesting) -> bool {
         let start = || {
             let (sender, receiver) = channel();
+            // If it cannot be started, the receiver is gone and every call says so.
             let _ = thread::Builder::new().name("digest".into()).spawn(|| help(receiver));
             sender
         };
-        let _ = self.0.get_or_init(start).send(digesting.clone());
+        self.0.get_or_init(start).send(digesting.clone()).is_ok()
     }
 }
 
@@ -123,11 +123,12 @@ mod tests {
         let helper = Helper(OnceLock::from(sender));
         let mut plain = Hasher::like(&Digest::Sha1([0; 20])).unwrap();
         let digesting = Digesting::new(plain.clone());
-        for number in 0..3 * LONGEST_BACKLOG {
+        for number in 0..8_u8 {
             let mut chunk = buffers.take(1 << 10);
-            chunk.fill(number as u8);
+            chunk.fill(number);
             plain.update(&chunk);
             digesting.take_beside(&Arc::new(chunk), &helper);
+            assert!(lock(&digesting.0.waiting).is_empty(), "memory is not held for nobody");
         }
         assert_eq!(digesting.finish(), plain.finish());
     }
