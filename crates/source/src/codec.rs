@@ -1,9 +1,10 @@
 //! Codecs: from stored bytes to a file's bytes, as a stream.
 //!
 //! Owns the exactness of it: a file has the size its map says, its stored range holds nothing else, and the frames'
-//! own checksums match; anything else is an error. Leaves digests over files and the order of reads to
+//! own checksums match (unless whoever decodes has a better one); anything else is an error. Leaves digests over files and the order of reads to
 //! [`crate::reader`]. Memory is bounded whatever the input says. Start at [`Decoder`].
 
+pub(crate) mod frames;
 pub(crate) mod lz4;
 mod zstd;
 
@@ -13,6 +14,9 @@ use std::io::{self, BufRead, Read};
 use flate2::bufread::{MultiGzDecoder, ZlibDecoder};
 
 use crate::map::Codec;
+use frames::Frames;
+use lz4::Lz4;
+use zstd::Zstd;
 
 /// Memory of an inflate stream: its 32 KiB window and state, rounded up.
 const INFLATE_MEMORY: u64 = 64 * 1024;
@@ -79,8 +83,8 @@ enum Stream<R: BufRead> {
     Plain(Input<R>),
     Gzip(Box<MultiGzDecoder<Input<R>>>),
     Zlib(Box<ZlibDecoder<Input<R>>>),
-    Lz4(lz4::Frames<Input<R>>),
-    Zstd(zstd::Frames<Input<R>>),
+    Lz4(Frames<Input<R>, Lz4>),
+    Zstd(Frames<Input<R>, Zstd>),
 }
 
 impl<R: BufRead> Decoder<R> {
@@ -101,17 +105,17 @@ impl<R: BufRead> Decoder<R> {
             Codec::None => Stream::Plain(input),
             Codec::Gzip => Stream::Gzip(Box::new(MultiGzDecoder::new(input))),
             Codec::Zlib => Stream::Zlib(Box::new(ZlibDecoder::new(input))),
-            Codec::Lz4 => Stream::Lz4(lz4::Frames::new(input).map_err(no_context)?),
-            Codec::Zstd => Stream::Zstd(zstd::Frames::new(input).map_err(no_context)?),
+            Codec::Lz4 => Stream::Lz4(Frames::new(input, Lz4::new().map_err(no_context)?)),
+            Codec::Zstd => Stream::Zstd(Frames::new(input, Zstd::new().map_err(no_context)?)),
         };
         Ok(Self { codec, stream, decoded: 0, size })
     }
 
-    /// Leaves out the checksums of LZ4 frames, which take longer than decoding: for whoever compares a digest over the whole
-    /// file.
-    pub fn without_frame_checksums(mut self) -> Self {
+    /// Leaves out the checksum over all of an LZ4 frame's content, which takes longer than decoding: for whoever compares a
+    /// digest over the whole file. Checksums of blocks are looked at all the same. To be called before [`Decoder::fill`].
+    pub fn without_content_checksum(mut self) -> Self {
         if let Stream::Lz4(frames) = &mut self.stream {
-            frames.skip_checksums();
+            frames.decoder().without_content_checksum();
         }
         self
     }
@@ -212,15 +216,12 @@ struct Input<R> {
 
 impl<R: BufRead> BufRead for Input<R> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        match self.stored.fill_buf() {
-            Ok(bytes) => Ok(bytes),
-            Err(err) => {
-                // Of a kind that no decoder takes for an end of input or a reason to try again.
-                let told = io::Error::other(err.to_string());
-                self.failed = Some(err);
-                Err(told)
-            }
-        }
+        self.stored.fill_buf().map_err(|err| {
+            // Of a kind that no decoder takes for an end of input or a reason to try again.
+            let told = io::Error::other(err.to_string());
+            self.failed = Some(err);
+            told
+        })
     }
 
     fn consume(&mut self, count: usize) {

@@ -1,7 +1,7 @@
-//! LZ4 frames, one after the other, with bounded memory and an exact end.
+//! LZ4's frames, with bounded memory.
 
 use std::ffi::CStr;
-use std::io::{self, BufRead, Read};
+use std::io;
 use std::ptr;
 
 use lz4_sys::{
@@ -9,122 +9,76 @@ use lz4_sys::{
     LZ4F_getErrorName, LZ4F_isError, LZ4FDecompressOptions, LZ4FDecompressionContext,
 };
 
-/// Decodes frames until its input ends.
-pub(crate) struct Frames<R> {
-    input: R,
-    context: Context,
+use super::frames::{FrameDecoder, Step};
+
+/// The library's context, and what was asked of it.
+pub(crate) struct Lz4 {
+    context: LZ4FDecompressionContext,
     options: LZ4FDecompressOptions,
-    place: Place,
+    content_checksum: bool,
+    /// 0 before the first frame's header is known.
     memory: u64,
 }
 
-/// Where in the input the decoder is.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
-    Start,
-    InFrame,
-    AfterFrame,
+// SAFETY: the context is a structure on the heap that belongs to whoever holds it.
+unsafe impl Send for Lz4 {}
+
+impl Lz4 {
+    pub(crate) fn new() -> io::Result<Self> {
+        let options = LZ4FDecompressOptions { stable_dst: 0, reserved: [0; 3] };
+        let context = LZ4FDecompressionContext(ptr::null_mut());
+        let mut lz4 = Self { context, options, content_checksum: true, memory: 0 };
+        // SAFETY: the library writes a pointer to what it has allocated.
+        checked(unsafe { LZ4F_createDecompressionContext(&mut lz4.context, LZ4F_VERSION) })?;
+        Ok(lz4)
+    }
+
+    /// Leaves out the checksum over all of a frame's content; to be called before the first step.
+    pub(super) fn without_content_checksum(&mut self) {
+        self.content_checksum = false;
+    }
+
+    /// Looks at the header of the first frame (LZ4 frame format: FLG is byte 4, BD byte 5).
+    fn begin(&mut self, header: &[u8]) {
+        let flags = header.get(4).copied();
+        let block: u64 = match header.get(5).map(|byte| (byte >> 4) & 7) {
+            Some(4) => 64 << 10,
+            Some(5) => 256 << 10,
+            Some(6) => 1 << 20,
+            _ => 4 << 20,
+        };
+        // The library (lz4frame.c) holds a stored block and a decoded one, and 128 KiB more for blocks that are linked.
+        let linked = flags.is_none_or(|flags| flags & 0x20 == 0);
+        self.memory = 2 * block + if linked { 128 << 10 } else { 0 };
+        // It can leave out all checksums or none; those of blocks are worth their time to whoever reads only a part.
+        let of_blocks = flags.is_none_or(|flags| flags & 0x10 != 0);
+        self.options.reserved[0] = u32::from(!self.content_checksum && !of_blocks); // `skipChecksums` since 1.9.4
+    }
 }
 
-impl<R: BufRead> Frames<R> {
-    pub(crate) fn new(input: R) -> io::Result<Self> {
-        let options = LZ4FDecompressOptions { stable_dst: 0, reserved: [0; 3] };
-        Ok(Self { input, context: Context::new()?, options, place: Place::Start, memory: 0 })
+impl FrameDecoder for Lz4 {
+    fn step(&mut self, from: &[u8], to: &mut [u8]) -> io::Result<Step> {
+        if self.memory == 0 {
+            self.begin(from);
+        }
+        let (mut used, mut decoded) = (from.len(), to.len());
+        let (from, to) = (from.as_ptr(), to.as_mut_ptr());
+        // SAFETY: both ranges are as long as said, the context is alive and not used by another thread.
+        let left = checked(unsafe {
+            LZ4F_decompress(self.context, to, &mut decoded, from, &mut used, &self.options)
+        })?;
+        Ok(Step { used, decoded, frame_ended: left == 0 })
     }
 
-    /// Leaves out the checksums that frames carry; to be called before anything is read.
-    pub(super) fn skip_checksums(&mut self) {
-        self.options.reserved[0] = 1; // `skipChecksums` since LZ4 1.9.4 (lz4frame.h)
-    }
-
-    pub(super) fn input(&mut self) -> &mut R {
-        &mut self.input
-    }
-
-    pub(super) fn memory(&self) -> u64 {
+    fn memory(&self) -> u64 {
         self.memory
     }
 }
 
-impl<R: BufRead> Read for Frames<R> {
-    /// Decodes the next bytes; 0 is the end of the last frame and of the input.
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        while !buf.is_empty() {
-            let available = self.input.fill_buf()?;
-            let ended = available.is_empty();
-            if ended && self.place == Place::AfterFrame {
-                return Ok(0);
-            }
-            if self.memory == 0 {
-                self.memory = memory(available);
-            }
-            let done = self.context.decompress(buf, available, &self.options)?;
-            self.input.consume(done.used);
-            self.place = if done.frame_ended { Place::AfterFrame } else { Place::InFrame };
-            if done.count > 0 {
-                return Ok(done.count);
-            }
-            if ended {
-                return Err(io::Error::other("the frame has no end"));
-            }
-        }
-        Ok(0)
-    }
-}
-
-/// What LZ4 allocates for a frame that begins with `header`: a stored block and a decoded one, for linked blocks with two windows
-/// before it (lz4frame.c; LZ4 frame format: bit 5 of FLG, bits 4 to 6 of BD).
-fn memory(header: &[u8]) -> u64 {
-    let block: u64 = match header.get(5).map(|byte| (byte >> 4) & 7) {
-        Some(4) => 64 << 10,
-        Some(5) => 256 << 10,
-        Some(6) => 1 << 20,
-        _ => 4 << 20,
-    };
-    let linked = header.get(4).is_none_or(|byte| byte & 0x20 == 0);
-    2 * block + if linked { 128 << 10 } else { 0 }
-}
-
-/// The library's decompression context; errors leave it of no use.
-struct Context(LZ4FDecompressionContext);
-
-// SAFETY: the context is a structure on the heap that belongs to whoever holds it.
-unsafe impl Send for Context {}
-
-/// What one call did.
-struct Done {
-    used: usize,
-    count: usize,
-    frame_ended: bool,
-}
-
-impl Context {
-    fn new() -> io::Result<Self> {
-        let mut context = Self(LZ4FDecompressionContext(ptr::null_mut()));
-        // SAFETY: the library writes a pointer to what it has allocated.
-        checked(unsafe { LZ4F_createDecompressionContext(&mut context.0, LZ4F_VERSION) })?;
-        Ok(context)
-    }
-
-    fn decompress(
-        &mut self,
-        to: &mut [u8],
-        from: &[u8],
-        options: &LZ4FDecompressOptions,
-    ) -> io::Result<Done> {
-        let (mut count, mut used) = (to.len(), from.len());
-        // SAFETY: both ranges are as long as said, the context is alive and not used by another thread.
-        let left = checked(unsafe {
-            LZ4F_decompress(self.0, to.as_mut_ptr(), &mut count, from.as_ptr(), &mut used, options)
-        })?;
-        Ok(Done { used, count, frame_ended: left == 0 })
-    }
-}
-
-impl Drop for Context {
+impl Drop for Lz4 {
     fn drop(&mut self) {
         // SAFETY: nothing uses the context any more; none was made if it is null, which the library accepts.
-        unsafe { LZ4F_freeDecompressionContext(self.0) };
+        unsafe { LZ4F_freeDecompressionContext(self.context) };
     }
 }
 

@@ -302,7 +302,7 @@ impl Reader {
         let decoder = Decoder::new(codec, range, map.size - next * CHUNK);
         let mut decoder = decoder.map_err(|err| ReadError::decode(Place::of(map), err))?;
         if map.digest.is_some() {
-            decoder = decoder.without_frame_checksums();
+            decoder = decoder.without_content_checksum();
         }
         Ok(Cursor::new(file, next, decoder))
     }

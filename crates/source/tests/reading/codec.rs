@@ -55,17 +55,27 @@ fn decodes_what_real_commands_write() {
 }
 
 #[test]
-fn frame_checksums_are_left_out_only_for_whoever_asks() {
-    let bytes = b"the last four bytes of the frame are a checksum of this".repeat(2000);
-    let mut encoded = pipe("lz4", &["-c", "-B4", "-BD"], &bytes);
-    *encoded.last_mut().unwrap() ^= 1;
-    let decoder = || Decoder::new(Codec::Lz4, &encoded[..], bytes.len() as u64).unwrap();
-    let decoded = |mut decoder: Decoder<&[u8]>| {
+fn only_the_checksum_of_the_content_is_left_out_and_only_for_whoever_asks() {
+    let bytes = content(300_000, 7);
+    let decode = |encoded: &[u8], without: bool| {
+        let decoder = Decoder::new(Codec::Lz4, encoded, bytes.len() as u64).unwrap();
+        let mut decoder = if without { decoder.without_content_checksum() } else { decoder };
         let mut decoded = vec![0; bytes.len()];
         decoder.fill(&mut decoded).and_then(|_| decoder.finish()).map(|()| decoded)
     };
-    assert!(matches!(decoded(decoder()), Err(DecodeError::Damaged { .. })));
-    assert_eq!(decoded(decoder().without_frame_checksums()).unwrap(), bytes);
+    let damaged = |result| matches!(result, Err(DecodeError::Damaged { .. }));
+
+    let mut encoded = pipe("lz4", &["-c", "-B4", "-BD"], &bytes);
+    *encoded.last_mut().unwrap() ^= 1;
+    assert!(damaged(decode(&encoded, false)));
+    assert_eq!(decode(&encoded, true).unwrap(), bytes);
+
+    // Seven bytes of header, four of the first block's length: what follows has a checksum of its own.
+    let mut encoded = pipe("lz4", &["-c", "-B4", "-BD", "-BX", "--no-frame-crc"], &bytes);
+    let length = u32::from_le_bytes(encoded[7..11].try_into().unwrap()) & 0x7fff_ffff;
+    assert_eq!(decode(&encoded, true).unwrap(), bytes);
+    encoded[11 + length as usize] ^= 1;
+    assert!(damaged(decode(&encoded, true)));
 }
 
 #[test]

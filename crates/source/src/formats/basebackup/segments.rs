@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use crate::codec::lz4;
+use crate::codec::frames::Frames;
+use crate::codec::lz4::Lz4;
 use crate::error::SourceError;
 use crate::formats::history;
 use crate::formats::label::{is_segment_name, is_upper_hex};
@@ -159,7 +160,9 @@ impl Segments {
             Codec::Zlib => {
                 flate2::bufread::ZlibDecoder::new(&bytes[..]).take(SMALL).read_to_end(&mut decoded)
             }
-            Codec::Lz4 => lz4::Frames::new(&bytes[..])?.take(SMALL).read_to_end(&mut decoded),
+            Codec::Lz4 => {
+                Frames::new(&bytes[..], Lz4::new()?).take(SMALL).read_to_end(&mut decoded)
+            }
             Codec::Zstd => {
                 zstd::Decoder::with_buffer(&bytes[..])?.take(SMALL).read_to_end(&mut decoded)
             }
