@@ -204,5 +204,9 @@ proptest! {
             encoded[place] ^= change;
         }
         let _ = decode(codec, &encoded, size, 4096, 65_536);
+        if let Ok(decoder) = Decoder::new(codec, &encoded[..], size as u64) {
+            let mut decoder = decoder.without_content_checksum();
+            let _ = decoder.fill(&mut vec![0; size]).and_then(|_| decoder.finish());
+        }
     }
 }
