@@ -89,15 +89,16 @@ fn a_retry_needs_a_rule_again() {
     }
     let mut team = Team::new();
     team.lab.throttle("db-stage", "files", Some(400_000)); // so that the agent does not end before it is killed
-    let mut export =
-        team.start(&["--staging", "stage", "--no-role-passwords", "--to", "archive:x"]);
+    let options =
+        ["--staging", "stage", "--no-role-passwords", "--retries", "0", "--to", "archive:x"];
+    let mut export = team.start(&options);
     team.wait_until("an agent", || {
         team.sessions().first().is_some_and(|session| session["step"] == "dump")
     });
     let id = team.sessions()[0]["id"].as_str().unwrap().to_owned();
     team.kill_all("db-stage", "pgthaw internal agent");
-    export.wait().unwrap();
     team.lab.throttle("db-stage", "files", None);
+    assert_eq!(export.wait().unwrap().code(), Some(1));
     team.change_configuration("databases = ['crm', 'sales']", "databases = ['crm']");
     let said = team.expect(2, "ann", &["retry", &id]).1;
     assert!(said.contains("no rule of this server allows ann database `sales`"), "{said}");
