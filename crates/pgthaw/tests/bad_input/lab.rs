@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use pgthaw_testkit::{Fixture, Leftovers, copy_tree, tree_hash};
-use rustix::process::Pid;
 use sha1::{Digest, Sha1};
 
 use crate::support::{Pgthaw, text};
@@ -79,13 +78,6 @@ impl Lab {
         for name in [name.to_owned(), format!("{name}.copy")] {
             self.edit(&name, |text| signed(&change(text)));
         }
-    }
-
-    /// The process of the session at work that mounts, recovers and dumps.
-    pub fn agent(&self) -> Option<Pid> {
-        let processes = Leftovers::before(&[self.pgthaw.scratch.path()]).processes();
-        let agent = |(_, line): &&(i32, String)| line.starts_with("pgthaw internal agent");
-        Pid::from_raw(processes.iter().find(agent)?.0)
     }
 
     /// Exports `crm` into a new target, and wants it refused with `code` and all of `words` on stderr; returns what was said there.

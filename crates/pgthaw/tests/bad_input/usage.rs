@@ -3,10 +3,9 @@
 use std::fs;
 
 use pgthaw_testkit::{Fixture, User, copy_tree};
-use rustix::process::{Signal, kill_process};
 
 use crate::lab::Lab;
-use crate::support::{Pgthaw, wait_for};
+use crate::support::{HeldDump, Pgthaw, wait_for};
 
 #[test]
 fn what_is_no_repository_is_named() {
@@ -184,7 +183,10 @@ fn targets_that_are_taken_are_refused() {
 fn a_second_session_with_the_same_target_is_refused() {
     let lab = Lab::lz4();
     let target = lab.pgthaw.target("export");
-    let mut first = lab.pgthaw.start_export(&lab.repository, &["crm"], &target, &[]);
+    let held = HeldDump::of(&lab.pgthaw); // so that the session is at work until we have asked
+    let programs = held.programs.display().to_string();
+    let mut first =
+        lab.pgthaw.start_export(&lab.repository, &["crm"], &target, &["--pg-bin", &programs]);
     let id =
         wait_for("the first session", || lab.pgthaw.session()["id"].as_str().map(str::to_owned));
     let arguments = lab.pgthaw.export_arguments(&lab.repository, &["crm"], &target);
@@ -200,8 +202,6 @@ fn a_second_session_with_the_same_target_is_refused() {
     let others: Vec<&str> = others.iter().map(String::as_str).collect();
     lab.pgthaw.refused("by a link", lab.pgthaw.command(&others), 2, &words);
     wait_for("the first session's directory", || target.is_dir().then_some(()));
-    let agent = wait_for("its agent", || lab.agent());
-    kill_process(agent, Signal::STOP).unwrap(); // so that the session is at work until we have asked
     let mut command = lab.pgthaw.command(&arguments);
     command.env("XDG_STATE_HOME", lab.pgthaw.scratch.join("state2"));
     lab.pgthaw.refused("of another server", command, 2, &[&id]);
@@ -215,7 +215,7 @@ fn a_second_session_with_the_same_target_is_refused() {
     let mut command = lab.pgthaw.command(&below.iter().map(String::as_str).collect::<Vec<_>>());
     command.env("XDG_STATE_HOME", lab.pgthaw.scratch.join("state2"));
     lab.pgthaw.refused("nested, of another server", command, 2, &[&id]);
-    kill_process(agent, Signal::CONT).unwrap();
+    held.let_go();
     assert!(first.wait().unwrap().success(), "{}", lab.pgthaw.logs());
     let words = ["holds an earlier export", "--replace"];
     lab.pgthaw.refused("done", lab.pgthaw.command(&arguments), 2, &words);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use pgthaw_testkit::{
     Fingerprint, Leftovers, Scratch, User, fingerprint, is_moved_by_traffic, pgbench_sums,
-    restore_dump_into_fresh_server,
+    postgres_programs, restore_dump_into_fresh_server,
 };
 use serde_json::Value;
 
@@ -186,6 +186,44 @@ impl Drop for Pgthaw {
                 self.run(&["cancel", id]);
             }
         }
+    }
+}
+
+/// PostgreSQL's programs, of which `pg_dump` does not begin its work before it is let go: a session that takes as long as a test has to look at it.
+pub struct HeldDump {
+    /// For `--pg-bin`.
+    pub programs: PathBuf,
+    /// `pg_dump` waits while this file is there.
+    hold: PathBuf,
+}
+
+impl HeldDump {
+    pub fn of(pgthaw: &Pgthaw) -> Self {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let this =
+            Self { programs: pgthaw.scratch.join("programs"), hold: pgthaw.scratch.join("hold") };
+        std::fs::create_dir(&this.programs).unwrap();
+        let real = postgres_programs();
+        for name in ["postgres", "pg_dumpall", "psql"] {
+            symlink(real.join(name), this.programs.join(name)).unwrap();
+        }
+        let script = format!(
+            "#!/bin/sh\n\
+             case $* in *'{}'*) while [ -e '{}' ]; do sleep 0.02; done ;; esac\n\
+             exec '{}' \"$@\"\n",
+            pgthaw.dump().display(), // not where its version and its options are asked for
+            this.hold.display(),
+            real.join("pg_dump").display()
+        );
+        let pg_dump = this.programs.join("pg_dump");
+        std::fs::write(&pg_dump, script).unwrap();
+        std::fs::set_permissions(&pg_dump, PermissionsExt::from_mode(0o755)).unwrap();
+        std::fs::write(&this.hold, "").unwrap();
+        this
+    }
+
+    pub fn let_go(&self) {
+        std::fs::remove_file(&self.hold).unwrap();
     }
 }
 
