@@ -383,7 +383,8 @@ impl State {
         self.touched.store(true, Ordering::Relaxed);
         let end = offset + length as u64;
         let last = self.last_end.load(Ordering::Relaxed);
-        if offset.abs_diff(last) <= SEQUENTIAL_GAP {
+        let apart = offset.saturating_sub(last).max(last.saturating_sub(end));
+        if apart <= SEQUENTIAL_GAP {
             self.sequence.fetch_add(length as u64, Ordering::Relaxed);
             self.last_end.fetch_max(end, Ordering::Relaxed);
         } else {
@@ -417,4 +418,31 @@ fn copy_part(index: u64, chunk: &[u8], offset: u64, buf: &mut [u8]) {
 /// Copies from a file that the map carries; the range was checked.
 fn copy_inline(bytes: &[u8], offset: u64, buf: &mut [u8]) {
     buf.copy_from_slice(&bytes[offset as usize..][..buf.len()]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_in_order_may_change_places_with_their_neighbors() {
+        const READ: u64 = 256 * 1024; // as long as the kernel's
+        let state = State::new(&MapFile {
+            path: crate::map::ClusterPath::new("data/base/1/1").unwrap(),
+            size: 64 * READ,
+            modified: 0,
+            content: Content::Inline(Vec::new()),
+            digest: None,
+            page_checksums: true,
+        });
+        for place in [0, 1, 3, 2, 5, 4, 6] {
+            state.note(place * READ, READ as usize);
+        }
+        assert_eq!(state.sequence.load(Ordering::Relaxed), 7 * READ);
+        assert_eq!(state.last_end.load(Ordering::Relaxed), 7 * READ);
+        state.note(9 * READ, READ as usize);
+        assert_eq!(state.sequence.load(Ordering::Relaxed), 0, "two reads are left out");
+        state.note(7 * READ, READ as usize);
+        assert_eq!(state.sequence.load(Ordering::Relaxed), 0, "and it goes back by as much");
+    }
 }
