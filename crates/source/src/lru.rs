@@ -37,6 +37,11 @@ impl<K: Hash + Eq + Clone, V: Clone> Lru<K, V> {
         Some(slot.value.clone())
     }
 
+    /// Returns a value, whose age stays what it is.
+    pub(crate) fn get_mut(&mut self, key: &K) -> Option<&mut V> {
+        self.entries.get_mut(key).map(|slot| &mut slot.value)
+    }
+
     /// Keeps a value as the most recently used and forgets the oldest ones beyond the limit.
     pub(crate) fn insert(&mut self, key: K, value: V, weight: u64) {
         self.remove(&key);
@@ -72,6 +77,11 @@ mod tests {
         assert_eq!(lru.get(&"a"), Some(1));
         lru.insert("d", 1, 1);
         assert_eq!((lru.get(&"a"), lru.get(&"b"), lru.get(&"c")), (Some(1), None, Some(1)));
+        *lru.get_mut(&"c").unwrap() = 3;
+        *lru.get_mut(&"d").unwrap() = 3;
+        assert!(lru.get_mut(&"b").is_none() && lru.get(&"c") == Some(3));
+        lru.insert("e", 1, 1);
+        assert_eq!(lru.get(&"d"), None, "to change a value is not to use it");
         lru.insert("big", 9, 10);
         assert_eq!(
             (lru.get(&"big"), lru.get(&"a"), lru.weight),

@@ -12,6 +12,7 @@
 //! are decoded and verified whole before their first byte is served. A chunk that is decoded again (the cache was too
 //! small) must be what it was the first time. A file found damaged stays damaged.
 
+mod cache;
 mod cursor;
 mod digesting;
 mod error;
@@ -25,10 +26,10 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 pub use error::{Place, ReadError};
 pub use statistics::Statistics;
 
-use crate::buffers::{Buffer, Buffers};
-use crate::lru::Lru;
+use crate::buffers::Buffers;
 use crate::map::{Codec, Content, MapFile};
 use crate::store::ObjectStore;
+use cache::Cache;
 use cursor::Pool;
 use digesting::Helper;
 use progress::Progress;
@@ -37,8 +38,6 @@ use stream::Purpose;
 
 /// Decoded bytes of one chunk: eight of PostgreSQL's pages, and what one block of pgBackRest's LZ4 frames holds.
 pub const CHUNK: u64 = 64 * 1024;
-/// What a chunk in the cache costs besides its bytes, about.
-const CHUNK_OVERHEAD: u64 = 256;
 /// Chunks decoded under one hold of a file's lock when a file is verified whole.
 const STRIDE: u64 = 256;
 /// Longest read-ahead, bytes.
@@ -49,9 +48,6 @@ const SEQUENTIAL_GAP: u64 = 256 * 1024;
 const CURSOR_MEMORY: u64 = 16 * 1024 * 1024;
 /// Longest file that is returned whole: the largest WAL segment.
 const WHOLE_LIMIT: u64 = 1024 * 1024 * 1024;
-
-/// Decoded chunks by file and number.
-type Cache = Lru<(usize, u64), Arc<Buffer>>;
 
 /// Serves ranges of the decoded files of one backup map.
 pub struct Reader {
@@ -114,7 +110,7 @@ impl Reader {
     pub fn new(store: Arc<dyn ObjectStore>, files: Vec<MapFile>, cache_bytes: u64) -> Self {
         let states = files.iter().map(|_| OnceLock::new()).collect();
         let cursors = Mutex::new(Pool::new(CURSOR_MEMORY.max(cache_bytes / 4)));
-        let cache = Mutex::new(Lru::new(cache_bytes));
+        let cache = Mutex::new(Cache::new(cache_bytes));
         let buffers = Buffers::of(CHUNK as usize);
         Self {
             store,
@@ -156,7 +152,7 @@ impl Reader {
                 let found: Vec<_> = {
                     let mut cache = lock(&self.cache);
                     chunks_of(offset, buf.len())
-                        .map(|index| cache.get(&(file, index)))
+                        .map(|index| cache.get((file, index)))
                         .collect::<Option<_>>()?
                 };
                 for (index, chunk) in chunks_of(offset, buf.len()).zip(&found) {
@@ -165,7 +161,7 @@ impl Reader {
                 self.counters.cache_hits.add(found.len() as u64);
             }
         }
-        state.note(offset, buf.len());
+        self.note(file, state, offset, buf.len());
         Some(Ok(()))
     }
 
@@ -187,7 +183,7 @@ impl Reader {
                 self.read_chunks(file, state, offset, buf)?;
             }
         }
-        state.note(offset, buf.len());
+        self.note(file, state, offset, buf.len());
         Ok(())
     }
 
@@ -307,6 +303,15 @@ impl Reader {
 
     fn place(&self, file: usize) -> Place {
         Place::of(&self.files[file])
+    }
+
+    /// Notes that a read was served.
+    fn note(&self, file: usize, state: &State, offset: u64, length: usize) {
+        state.note(offset, length);
+        // Of files that are not in chunks, the cache has none.
+        if !self.keeps(file) && state.sequence.load(Ordering::Relaxed) > AHEAD_LIMIT {
+            lock(&self.cache).pass(file, offset, length);
+        }
     }
 
     /// The file fits so well into the cache that reading it whole may leave it there.

@@ -8,9 +8,7 @@ use super::cursor::{Cursor, StoredRange};
 use super::digesting::Helper;
 use super::error::{Place, ReadError};
 use super::progress::{Chunk, Progress};
-use super::{
-    CHUNK, CHUNK_OVERHEAD, Reader, SEQUENTIAL_GAP, STRIDE, State, chunks_of, copy_part, lock,
-};
+use super::{CHUNK, Reader, SEQUENTIAL_GAP, STRIDE, State, chunks_of, copy_part, lock};
 use crate::buffers::Buffer;
 use crate::codec::Decoder;
 use crate::map::{Codec, Content};
@@ -40,7 +38,7 @@ impl Reader {
     ) -> Result<(), ReadError> {
         let mut wanted = chunks_of(offset, buf.len());
         while !wanted.is_empty() {
-            let found = lock(&self.cache).get(&(file, wanted.start));
+            let found = lock(&self.cache).get((file, wanted.start));
             let Some(chunk) = found else { break };
             self.counters.cache_hits.add(1);
             copy_part(wanted.start, &chunk, offset, buf);
@@ -153,7 +151,7 @@ impl Reader {
         let helper = (wanted.end.saturating_sub(wanted.start) > 1).then_some(&self.digests);
         let mut cursor: Option<Cursor> = None;
         for index in wanted {
-            let found = lock(&self.cache).get(&(file, index));
+            let found = lock(&self.cache).get((file, index));
             if purpose == Purpose::Read {
                 let counter = if found.is_some() {
                     &self.counters.cache_hits
@@ -220,7 +218,7 @@ impl Reader {
             self.finish(file, state, progress, cursor)?;
         }
         if keep {
-            lock(&self.cache).insert((file, index), Arc::clone(&chunk), length + CHUNK_OVERHEAD);
+            lock(&self.cache).insert((file, index), Arc::clone(&chunk));
         }
         Ok(chunk)
     }
@@ -261,7 +259,7 @@ impl Reader {
             let gone = lock(&self.cursors).take_all(file);
             drop(gone); // without the lock
             let mut cache = lock(&self.cache);
-            (0..progress.chunks()).for_each(|index| cache.remove(&(file, index)));
+            (0..progress.chunks()).for_each(|index| cache.remove((file, index)));
         }
     }
 

@@ -269,3 +269,43 @@ fn uncompressed_reads_that_come_out_of_order_still_reach_the_digest() {
         store.bytes_read()
     );
 }
+
+#[test]
+fn a_large_file_read_in_order_does_not_fill_the_cache() {
+    const READ: usize = 256 << 10;
+    let (small, large) = (content(4 << 20, 38), content(12 << 20, 39));
+    let files = [small.clone(), large.clone()].map(|bytes| Stored::new(Codec::Lz4, bytes));
+    let (reader, _) = reader(&files, 32 * MIB);
+    let decoded = || reader.statistics().decoded_bytes;
+    let read = |file: usize, offset: usize, length: usize| {
+        let mut buf = vec![0; length];
+        reader.read_at(file, offset as u64, &mut buf).unwrap();
+        let expected = [&small, &large][file];
+        assert!(buf == expected[offset..offset + length], "{file} at {offset}");
+    };
+    (0..small.len()).step_by(READ).for_each(|offset| read(0, offset, READ));
+    (0..large.len()).step_by(READ).for_each(|offset| read(1, offset, READ));
+    let once = decoded();
+    assert_eq!(once, (small.len() + large.len()) as u64);
+    (0..small.len()).step_by(READ).for_each(|offset| read(0, offset, READ));
+    read(1, large.len() - 3 * READ, 3 * READ);
+    assert_eq!(decoded(), once, "a small file and what was read last stay");
+    read(1, large.len() / 2, READ);
+    assert!(decoded() > once, "what was passed is gone");
+}
+
+#[test]
+fn pages_that_a_read_in_order_leaves_out_stay_decoded() {
+    let size = 12 << 20;
+    let (reader, _) = reader(&[Stored::new(Codec::Lz4, content(size, 40))], 32 * MIB);
+    let page = 8192;
+    let mut buf = vec![0; CHUNK as usize - page];
+    for chunk in 0..size as u64 / CHUNK {
+        reader.read_at(0, chunk * CHUNK, &mut buf).unwrap();
+    }
+    let once = reader.statistics().decoded_bytes;
+    for chunk in 0..size as u64 / CHUNK {
+        reader.read_at(0, (chunk + 1) * CHUNK - page as u64, &mut buf[..page]).unwrap();
+    }
+    assert_eq!(reader.statistics().decoded_bytes, once);
+}
