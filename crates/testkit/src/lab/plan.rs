@@ -102,7 +102,7 @@ impl HostPlan {
         let place = self.place();
         let mut script = format!(
             "mkdir -p {place}/root\nmount -t tmpfs -o mode=755 lab {place}/root\n\
-             mkdir {place}/root/upper {place}/root/work\n"
+             mkdir {place}/root/upper {place}/root/scratch\n"
         );
         for (number, (at, disk)) in self.disks.iter().enumerate() {
             if !VOLATILE.contains(&at.as_str()) {
