@@ -22,7 +22,7 @@ use crate::remote::Connection;
 mod meeting;
 mod tls;
 
-pub use meeting::{Answer, Met, Order, meet};
+pub use meeting::{ACCEPT_LIMIT, Answer, ListenAt, Met, Order, lead, meet};
 
 /// How long one client may take to show its certificate and its token, so that a stray one does not keep the right one out.
 const GREETING: Duration = Duration::from_secs(5);

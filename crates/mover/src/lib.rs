@@ -35,13 +35,14 @@ mod watch;
 pub use copy::{CopyFile, Delivered, Progress, Reuse, copy_all_verified, copy_verified, sha256_of};
 pub use delivery::{Place, Target};
 pub use direct::{
-    Answer, DirectError, Fingerprint, Identity, Listener, Met, Offer, Order, Refusal, dial, meet,
+    ACCEPT_LIMIT, Answer, DirectError, Fingerprint, Identity, ListenAt, Listener, Met, Offer,
+    Order, Refusal, dial, lead, meet,
 };
 pub use directory::Directory;
 pub use error::MoveError;
 pub use names::{EXPORT_JSON, GLOBALS_SQL, SHA256SUMS, file_name_for_database};
 pub use remote::{
-    Connection, Heartbeat, ReceiveError, RemoteOptions, RemoteStatus, RemoteTarget, receive,
+    Connection, Heartbeat, Parts, ReceiveError, RemoteOptions, RemoteStatus, RemoteTarget, receive,
 };
 pub use replace::EarlierExport;
 pub use sums::{SumEntry, format_sha256sums, parse_sha256sums};

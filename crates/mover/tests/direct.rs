@@ -10,9 +10,9 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use pgthaw_mover::{
-    Answer, Connection, CopyFile, DirectError, Directory, Fingerprint, Heartbeat, Identity,
-    Listener, Met, Offer, Order, Place, Refusal, RemoteOptions, RemoteTarget, Reuse, Target,
-    TargetDirectory, dial, meet as meet_as_asked, receive,
+    ACCEPT_LIMIT, Answer, Connection, CopyFile, DirectError, Directory, Fingerprint, Heartbeat,
+    Identity, ListenAt, Listener, Met, Offer, Order, Place, Refusal, RemoteOptions, RemoteTarget,
+    Reuse, Target, TargetDirectory, dial, lead, meet as meet_as_asked, receive,
 };
 
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -223,7 +223,7 @@ impl Side {
     }
 
     fn listen(&mut self, peer: Fingerprint) -> Offer {
-        self.order(&Order::Listen { address: HERE, ports: (0, 0), peer });
+        self.order(&Order::Listen { address: HERE, ports: (0, 0), peer, limit: ACCEPT_LIMIT });
         match self.answer() {
             Answer::Listening(offer) => offer,
             other => panic!("{other:?}"),
@@ -317,4 +317,70 @@ fn a_line_that_makes_no_sense_is_no_connection() {
     let met = relayed.met().unwrap();
     assert!(met.line.is_none());
     assert_connected(met.connection, Connection::of_unix(line).unwrap());
+}
+
+/// What a side that leads has come to with one that does what it is asked.
+fn led(listen_at: Result<ListenAt, String>) -> (Met, Met, Result<u16, String>) {
+    let Side { line, met } = Side::new();
+    let closer = line.into_inner();
+    let line = File::from(OwnedFd::from(closer.try_clone().unwrap()));
+    let close = move || drop(closer.shutdown(std::net::Shutdown::Both));
+    let (leading, port) = lead(line.try_clone().unwrap(), line, listen_at, close).unwrap();
+    (leading, met.join().unwrap().unwrap(), port)
+}
+
+#[test]
+fn a_side_that_leads_connects_directly() {
+    let (leading, asked, port) = led(Ok(ListenAt { address: HERE, ports: (0, 0) }));
+    assert!(TcpStream::connect((HERE, port.unwrap())).is_err(), "the port is closed");
+    assert!(leading.line.is_some() && asked.line.is_some());
+    assert_connected(leading.connection, asked.connection);
+}
+
+#[test]
+fn a_side_that_leads_uses_the_line_where_it_cannot_connect() {
+    let taken = TcpListener::bind((HERE, 0)).unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let strange = "192.0.2.1".parse().unwrap(); // TEST-NET-1 (RFC 5737): no address of this machine
+    let cases = [
+        (Err("not wanted".to_owned()), "not wanted"),
+        (Ok(ListenAt { address: HERE, ports: (port, port) }), "in use"),
+        (Ok(ListenAt { address: strange, ports: (0, 0) }), "listen on 192.0.2.1"),
+    ];
+    for (listen_at, reason) in cases {
+        let (leading, asked, port) = led(listen_at);
+        let why = port.unwrap_err();
+        assert!(why.contains(reason), "{why}");
+        assert!(leading.line.is_none() && asked.line.is_none());
+        assert_connected(leading.connection, asked.connection);
+    }
+}
+
+#[test]
+fn a_side_that_leads_is_not_deceived() {
+    let offer = Pair::new().listen().offer().clone(); // nobody listens there any more
+    let certificate = offer.certificate;
+    let introduced = Answer::Introduced(certificate);
+    let failed = Answer::Failed("nobody came".into());
+    let cases = [
+        (vec![], None),
+        (vec![Answer::Connected], None),
+        (vec![introduced.clone(), Answer::Connected], None),
+        (vec![introduced.clone(), Answer::Listening(offer.clone()), introduced.clone()], None),
+        (vec![introduced, Answer::Listening(offer), failed], Some("connect to 127.0.0.1")),
+    ];
+    for (answers, reason) in cases {
+        let (near, far) = UnixStream::pair().unwrap();
+        for answer in &answers {
+            writeln!(&far, "{}", serde_json::to_string(answer).unwrap()).unwrap();
+        }
+        far.shutdown(std::net::Shutdown::Write).unwrap();
+        let line = File::from(OwnedFd::from(near));
+        let listen_at = ListenAt { address: HERE, ports: (0, 0) };
+        match (lead(line.try_clone().unwrap(), line, Ok(listen_at), || {}), reason) {
+            (Ok((_, Err(why))), Some(reason)) => assert!(why.contains(reason), "{why}"),
+            (Err(_), None) => {}
+            (other, _) => panic!("{answers:?}: {other:?}"),
+        }
+    }
 }

@@ -19,4 +19,4 @@ pub use journal::{Journal, JournalError};
 pub use observed::{AgentView, Failure, Observed, Progress};
 pub use request::{ExportRequest, MoverChoice, RecoveryChoice, RepositoryChoice};
 pub use session::{Entry, Record, Session};
-pub use status::{DatabaseState, DumpWay, SessionState, Status, Step};
+pub use status::{DatabaseState, SessionState, Status, Step, TakenWay};

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::observed::{AgentView, Failure, InstanceReady, Progress, RecoveryEnd, SelectedDatabase};
 use crate::request::ExportRequest;
-use crate::status::{DatabaseState, DatabaseStatus, DumpWay, SessionState, Status, Step};
+use crate::status::{DatabaseState, DatabaseStatus, SessionState, Status, Step, TakenWay};
 
 /// One record of a journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,7 +73,9 @@ pub enum Entry {
     /// The session reached this state.
     State(SessionState),
     /// The way of the dump to the target's machine.
-    DumpWay(DumpWay),
+    DumpWay(TakenWay),
+    /// The way of the reads of a repository on another machine.
+    ReadsWay(TakenWay),
     /// Something for `pgthaw log`.
     Message(String),
 }
@@ -176,7 +178,9 @@ pub struct Session {
     /// What it was doing last.
     pub step: Step,
     /// The way of the dump, as it was said last in this attempt.
-    pub dump_way: Option<DumpWay>,
+    pub dump_way: Option<TakenWay>,
+    /// The way of the reads, as it was said last in this attempt.
+    pub reads_way: Option<TakenWay>,
     /// How many of the present agent's messages are in the journal.
     pub messages_of_agent: usize,
 }
@@ -207,6 +211,7 @@ impl Session {
             state: SessionState::Created,
             step: Step::Request,
             dump_way: None,
+            reads_way: None,
             messages_of_agent: 0,
         };
         for record in rest {
@@ -230,7 +235,7 @@ impl Session {
                 self.failure = None;
                 self.state = SessionState::Running;
                 self.step = Step::Check;
-                self.dump_way = None;
+                (self.dump_way, self.reads_way) = (None, None);
                 self.messages_of_agent = 0;
                 for database in self.databases.iter_mut().flatten() {
                     if database.state == DatabaseState::Failed || undone {
@@ -294,6 +299,7 @@ impl Session {
             }
             Entry::State(state) => self.state = *state,
             Entry::DumpWay(way) => self.dump_way = Some(way.clone()),
+            Entry::ReadsWay(way) => self.reads_way = Some(way.clone()),
             Entry::Message(_) => self.messages_of_agent += 1,
         }
     }
@@ -378,6 +384,7 @@ impl Session {
                 None => self.request.target.display().to_string(),
             },
             dump_way: self.dump_way.clone(),
+            reads_way: self.reads_way.clone(),
             recovery_lsn: self.recovery_end.as_ref().map(|end| end.lsn.clone()),
             bytes_done: self.sealed.unwrap_or_else(|| delivered_before.max(delivered_by_agent)),
             bytes_total: self.sealed.or(selected_bytes).unwrap_or(0),

@@ -88,10 +88,10 @@ pub struct DatabaseStatus {
     pub tables_total: u64,
 }
 
-/// How a dump gets from the staging server to the target.
+/// How bytes get from one machine to another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DumpWay {
-    /// Not through the mount server.
+pub struct TakenWay {
+    /// Over a connection of their own, not over ssh.
     pub direct: bool,
     /// From where to where, or why not directly.
     pub text: String,
@@ -138,7 +138,10 @@ pub struct Status {
     pub target: String,
     /// How the dump gets there, where neither end is this machine and the movers have met.
     #[serde(default)]
-    pub dump_way: Option<DumpWay>,
+    pub dump_way: Option<TakenWay>,
+    /// How the staging server reads the repository, where that lies on another machine.
+    #[serde(default)]
+    pub reads_way: Option<TakenWay>,
     /// Where recovery ended, once it did.
     pub recovery_lsn: Option<String>,
     /// Bytes delivered and verified.
@@ -183,6 +186,7 @@ impl Status {
             ssh_keys_of: None,
             target: String::new(),
             dump_way: None,
+            reads_way: None,
             recovery_lsn: None,
             bytes_done: 0,
             bytes_total: 0,

@@ -124,7 +124,6 @@ impl<'a> Session<'a> {
         let mut export = lab.host("mount").command("ann", "pgthaw");
         export.args(["export", REPOSITORY, "-d", database, "-t", "small", "-Z", "none"]);
         export.args(["--staging", &format!("ssh://dba@staging:{port}"), "--to", "ops@target:out"]);
-        export.args(["--mover-ports", "none"]); // through the link that is held
         let export = export.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
         let status = || {
             let mut sessions = lab.host("mount").command("ann", "pgthaw");
@@ -133,7 +132,9 @@ impl<'a> Session<'a> {
             all.as_array().and_then(|all| all.last().cloned()).unwrap_or_default()
         };
         wait_for("the session to recover", || status()["step"] == "recover");
-        lab.throttle("mount", "target", Some(HELD));
+        for machine in ["mount", "staging"] {
+            lab.throttle(machine, "target", Some(HELD)); // whichever way the dump goes
+        }
         wait_for("the session to dump", || status()["step"] == "dump");
         let dumps = |host: &Host| {
             host.processes().iter().any(|process| process.arguments.contains("pg_dump "))
@@ -156,7 +157,9 @@ impl Session<'_> {
 
 impl Drop for Session<'_> {
     fn drop(&mut self) {
-        self.lab.throttle("mount", "target", None);
+        for machine in ["mount", "staging"] {
+            self.lab.throttle(machine, "target", None);
+        }
         let mut cancel = self.lab.host("mount").command("ann", "pgthaw");
         run(cancel.args(["cancel", &self.id]));
         let _ = self.export.wait(); // it was canceled

@@ -1,7 +1,7 @@
 //! How the two sides come to their connection: whoever has a line to each of them asks them to meet.
 //!
 //! He says one JSON line, the side answers one or two; a side does what it is asked and decides nothing. Keys, token and
-//! addresses come over these lines only.
+//! addresses come over these lines only. He may be the other side himself ([`lead`]).
 //!
 //! ```text
 //! Introduce ─▶                  ◀─ Introduced (certificate)
@@ -14,7 +14,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
@@ -24,8 +24,14 @@ use crate::remote::Connection;
 
 /// How long dialing may take: a firewall that drops packets must not cost much more.
 const DIAL_LIMIT: Duration = Duration::from_secs(3);
-/// How long the listener waits for it. Whoever asks both waits longer than this for an answer.
-const ACCEPT_LIMIT: Duration = Duration::from_secs(4);
+/// How much longer the listener waits for it.
+const ACCEPT_MARGIN: Duration = Duration::from_secs(1);
+/// How long the listener waits for a side that dials when it is asked to. Whoever asks both waits longer than this for an answer.
+pub const ACCEPT_LIMIT: Duration = DIAL_LIMIT.saturating_add(ACCEPT_MARGIN);
+/// A side that leads knows how long a question takes over the line; dialing is a few round trips, and may take this many of them.
+const DIAL_ROUND_TRIPS: u32 = 10;
+/// But never less than this.
+const LEAST_DIAL_LIMIT: Duration = Duration::from_millis(500);
 /// The next order comes within this, or nobody is left to give one.
 const ORDER_LIMIT: Duration = Duration::from_secs(60);
 /// Longest line, bytes.
@@ -45,6 +51,8 @@ pub enum Order {
         ports: (u16, u16),
         /// The certificate.
         peer: Fingerprint,
+        /// For this long.
+        limit: Duration,
     },
     /// Connect to the side that listens.
     Dial {
@@ -78,8 +86,76 @@ pub enum Answer {
 pub struct Met {
     /// The connection.
     pub connection: Connection,
-    /// The line's input, where the connection is another one: it ends when whoever asked for it is gone.
+    /// One end of the line, where the connection is another one: its input, which ends when whoever asked for it is gone; of a side
+    /// that leads its output, whose end tells the other side just that.
     pub line: Option<File>,
+}
+
+/// Where the other side may listen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenAt {
+    /// On this address.
+    pub address: IpAddr,
+    /// On one of these ports, first and last.
+    pub ports: (u16, u16),
+}
+
+/// Asks the other side of a line, which does [`meet`], to listen, and connects to it: directly where that is possible, else over the
+/// line. Returns with it the port, or why it is the line.
+///
+/// # Errors
+/// When the line ends, or something else comes over it.
+pub fn lead(
+    mut input: File,
+    mut output: File,
+    listen_at: Result<ListenAt, String>,
+    close: impl Fn() + Send + Sync + 'static,
+) -> io::Result<(Met, Result<u16, String>)> {
+    let led = match listen_at {
+        Ok(listen_at) => ask_and_dial(&mut input, &mut output, listen_at)?,
+        Err(why) => Err(why),
+    };
+    match led {
+        Ok((connection, port)) => {
+            say(&mut output, &Order::Direct)?;
+            let met = Met { connection: connection.also_closing(close), line: Some(output) };
+            Ok((met, Ok(port)))
+        }
+        Err(why) => {
+            say(&mut output, &Order::Relay)?;
+            let connection = Connection::new(input, output).closed_by(close);
+            Ok((Met { connection, line: None }, Err(why)))
+        }
+    }
+}
+
+/// Returns a direct connection to the other side and its port, or why there is none.
+fn ask_and_dial(
+    input: &mut File,
+    output: &mut File,
+    ListenAt { address, ports }: ListenAt,
+) -> io::Result<Result<(Connection, u16), String>> {
+    let identity = Identity::new().map_err(io::Error::other)?;
+    let asked = Instant::now();
+    say(output, &Order::Introduce)?;
+    let Answer::Introduced(_) = hear(input)? else { return Err(nonsense()) };
+    let limit = (asked.elapsed() * DIAL_ROUND_TRIPS).clamp(LEAST_DIAL_LIMIT, DIAL_LIMIT);
+    let peer = identity.fingerprint();
+    say(output, &Order::Listen { address, ports, peer, limit: limit + ACCEPT_MARGIN / 2 })?;
+    let offer = match hear(input)? {
+        Answer::Listening(offer) => offer,
+        Answer::Failed(why) => return Ok(Err(why)),
+        _ => return Err(nonsense()),
+    };
+    let port = offer.port;
+    let dialed = dial(&[address], &identity, &offer, limit);
+    // What the dialer says tells more: the listener only waited.
+    Ok(match (dialed, hear(input)?) {
+        (Ok(connection), Answer::Connected) => Ok((connection, port)),
+        (Err(err), Answer::Connected | Answer::Failed(_)) => Err(with_causes(&err)),
+        (Ok(_), Answer::Failed(why)) => Err(why),
+        _ => return Err(nonsense()),
+    })
 }
 
 /// Does what it is asked over a line (`input`, `output`) until it is known which way the dump goes. `close` ends the line; it
@@ -101,11 +177,11 @@ pub fn meet(
                 say(&mut output, &Answer::Introduced(identity.fingerprint()))?;
                 None
             }
-            Order::Listen { address, ports: (first, last), peer } => {
+            Order::Listen { address, ports: (first, last), peer, limit } => {
                 match Listener::bind(address, first..=last, &identity, peer) {
                     Ok(listener) => {
                         say(&mut output, &Answer::Listening(listener.offer().clone()))?;
-                        tell(&mut output, listener.accept(ACCEPT_LIMIT))?
+                        tell(&mut output, listener.accept(limit))?
                     }
                     Err(err) => tell(&mut output, Err(err))?,
                 }
@@ -144,8 +220,16 @@ fn with_causes(err: &DirectError) -> String {
     }
 }
 
-fn say(output: &mut File, answer: &Answer) -> io::Result<()> {
-    let mut line = serde_json::to_vec(answer)?;
+fn hear(input: &mut File) -> io::Result<Answer> {
+    Ok(serde_json::from_slice(&read_line(input)?)?)
+}
+
+fn nonsense() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "the other side answers another question")
+}
+
+fn say(output: &mut File, words: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(words)?;
     line.push(b'\n');
     output.write_all(&line)
 }

@@ -50,6 +50,12 @@ impl Connection {
         });
     }
 
+    /// Gives back the two streams, and what ends the connection.
+    pub fn into_parts(self) -> Parts {
+        let Self { input, output, close } = self;
+        Parts { input, output, close }
+    }
+
     /// Takes a TCP socket.
     ///
     /// # Errors
@@ -68,6 +74,16 @@ impl Connection {
         let (output, closer) = (socket.try_clone()?, socket.try_clone()?);
         Ok(Self::new(socket, output).closed_by(move || drop(closer.shutdown(Shutdown::Both))))
     }
+}
+
+/// What a [`Connection`] consists of.
+pub struct Parts {
+    /// From the other side.
+    pub input: Box<dyn Read + Send>,
+    /// To the other side.
+    pub output: Box<dyn Write + Send>,
+    /// Makes blocked reads and writes return.
+    pub close: Arc<dyn Fn() + Send + Sync>,
 }
 
 impl fmt::Debug for Connection {

@@ -18,6 +18,6 @@ mod settle;
 mod throttle;
 mod wire_error;
 
-pub use connection::{Connection, Heartbeat};
+pub use connection::{Connection, Heartbeat, Parts};
 pub use receive::{ReceiveError, receive};
 pub use remote_target::{RemoteOptions, RemoteStatus, RemoteTarget};

@@ -341,11 +341,11 @@ pub struct WorkOptions {
 #[derive(Debug, Args, Default)]
 #[command(next_help_heading = "How the dump travels to another machine")]
 pub struct MoverOptions {
-    /// Connect staging server and target directly on one of these ports [default: 47000-47099]
+    /// Connect machines directly on one of these ports [default: 47000-47099]
     ///
-    /// The target listens on the first free one, or else the staging server, until the other one has connected; TLS 1.3, with keys that
-    /// are made for the session and exchanged over ssh. Where firewalls allow neither, the dump goes through this machine over
-    /// ssh; `none` wants just that.
+    /// For the dump the target listens on the first free one, or else the staging server, until the other one has connected; for reads
+    /// of the repository the staging server does. TLS 1.3, with keys that are made for the connection and exchanged over ssh. Where
+    /// firewalls do not allow it, the dump goes through this machine, and both go over ssh; `none` wants just that.
     #[arg(long, value_name = "FIRST-LAST|none", value_parser = values::ports)]
     pub mover_ports: Option<Ports>,
     /// Send at most this much per second, for example 10MB
@@ -588,6 +588,9 @@ pub struct InternalArguments {
     /// Which child
     #[arg(value_enum, value_name = "CHILD")]
     pub child: crate::internal::Child,
+    /// What it is to do, as JSON, where its standard input is taken by something else
+    #[arg(value_name = "TASK")]
+    pub task: Option<String>,
 }
 
 #[cfg(test)]

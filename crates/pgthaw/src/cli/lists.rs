@@ -301,6 +301,7 @@ pub fn session(status: &Status, zone: &TimeZone) -> String {
     facts.extend(named("backup", &status.backup));
     facts.extend(named("recovered to", &status.recovery_lsn));
     facts.push(("target", text::one_line(&status.target)));
+    facts.extend(status.reads_way.iter().map(|way| ("read", text::one_line(&way.text))));
     facts.extend(status.dump_way.iter().map(|way| ("dump goes", text::one_line(&way.text))));
     facts.extend([("delivered", text::size(status.bytes_done))]);
     let mut lines: Vec<String> =

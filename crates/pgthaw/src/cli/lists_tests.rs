@@ -1,6 +1,6 @@
 //! Tables and JSON, word for word.
 
-use pgthaw_session::{DumpWay, SessionState};
+use pgthaw_session::{SessionState, TakenWay};
 use pgthaw_source::repository::{BackupType, WalReach};
 use serde_json::json;
 
@@ -228,7 +228,7 @@ delivered     47.7 MB
     status.databases.clear();
     assert!(session(&status, &zone()).ends_with("delivered     47.7 MB\n"));
     let text = "directly from db-stage to port 47000 of files".into();
-    status.dump_way = Some(DumpWay { direct: true, text });
+    status.dump_way = Some(TakenWay { direct: true, text });
     let way = "\ndump goes     directly from db-stage to port 47000 of files\n";
     assert!(session(&status, &zone()).contains(way));
 }

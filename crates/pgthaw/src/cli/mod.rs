@@ -55,7 +55,9 @@ pub fn main() -> ExitCode {
     let config = arguments.config.as_deref();
     let answer = match arguments.command {
         Command::Serve(arguments) => return crate::server::run(arguments.until_idle, config),
-        Command::Internal(arguments) => return crate::internal::run(arguments.child),
+        Command::Internal(arguments) => {
+            return crate::internal::run(arguments.child, arguments.task.as_deref());
+        }
         Command::Attach(arguments) if arguments.build => return crate::attach::print_build(),
         Command::Attach(arguments) if arguments.stdio => return crate::attach::run(arguments.only),
         Command::Completions(arguments) => completions(arguments.shell),

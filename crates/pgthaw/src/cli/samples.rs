@@ -31,6 +31,7 @@ pub fn status() -> Status {
         ssh_keys_of: None,
         target: "/srv/exports/monday".into(),
         dump_way: None,
+        reads_way: None,
         recovery_lsn: Some("0/5000100".into()),
         bytes_done: 50_000_000,
         bytes_total: 60_000_000,

@@ -38,15 +38,15 @@ pub enum Child {
     Reads,
 }
 
-/// Runs as the child `which`; its task comes on standard input.
-pub fn run(which: Child) -> ExitCode {
+/// Runs as the child `which`; its task comes on standard input, or as `task` where that is taken by something else.
+pub fn run(which: Child, task: Option<&str>) -> ExitCode {
     let _ = rustix::thread::set_name(c"pgthaw"); // started through /proc/self/exe, which would show as `exe`
     match which {
         Child::Source => source::run(),
         Child::Check => check(),
         Child::Agent => crate::agent::run(),
         Child::Mount => mount::run(),
-        Child::Reads => reads::run(),
+        Child::Reads => reads::run(task.unwrap_or_default()),
     }
 }
 

@@ -17,6 +17,7 @@ use std::thread;
 use std::time::Duration;
 
 use pgthaw_mountfs::{Fault, FaultKind, FileSystem, Lower, Owner, ServeOptions, Tree};
+use pgthaw_mover::{Met, Parts, meet};
 use pgthaw_postgres::control::ControlFile;
 use pgthaw_postgres::lsn::{Lsn, Segment, segment_name};
 use pgthaw_postgres::wal::{self, WalIdentity};
@@ -252,15 +253,29 @@ fn remote_store(
     thread::spawn(move || {
         for holder in listener.incoming().flatten() {
             // Whoever has handed over something else is told by the end of his connection.
-            let Ok(Handed { input, output, holder, .. }) = take_over(holder) else { continue };
-            widen(&input);
-            let hang_up = move || {
-                let _ = holder.shutdown(std::net::Shutdown::Both); // its process ends, and with it the connection
-            };
-            let _ = connected.connect(File::from(input), File::from(output), hang_up); // fails only once all is over
+            let Ok(handed) = take_over(holder) else { continue };
+            let store = connected.clone();
+            thread::spawn(move || {
+                if let Err(err) = use_line(&store, handed) {
+                    eprintln!("a connection for reads: {err}");
+                }
+            });
         }
     });
     Ok(store)
+}
+
+/// Meets whoever serves reads at the other end of a line, and reads over the connection that comes of it.
+fn use_line(store: &RemoteStore, handed: Handed) -> io::Result<()> {
+    let Handed { input, output, holder, .. } = handed;
+    widen(&input);
+    let end = move || drop(holder.shutdown(std::net::Shutdown::Both)); // its process ends, and with it the line
+    let Met { connection, line } = meet(File::from(input), File::from(output), end)?;
+    if let Some(line) = line {
+        connection.end_with(line);
+    }
+    let Parts { input, output, close } = connection.into_parts();
+    store.connect(input, output, move || close()) // fails only once all is over
 }
 
 /// Finds the first valid page of WAL after the record that begins at `after`, in the backup as it was stored.

@@ -46,6 +46,7 @@ pub fn log_line(record: &Record) -> Option<LogLine> {
         Entry::CancelAsked => "cancel".into(),
         Entry::State(state) => format!("{state:?}").to_lowercase(),
         Entry::DumpWay(way) => format!("the dump goes {}", way.text),
+        Entry::ReadsWay(way) => format!("the repository is read {}", way.text),
         Entry::Message(text) => text.clone(),
     };
     Some(LogLine { at: record.at, text })

@@ -14,8 +14,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use pgthaw_link::{OpenLine, Purpose, read_line, write_line};
-use pgthaw_mover::{Answer, Fingerprint, Order};
-use pgthaw_session::{DumpWay, MoverChoice};
+use pgthaw_mover::{ACCEPT_LIMIT, Answer, Fingerprint, Order};
+use pgthaw_session::{MoverChoice, TakenWay};
 use rustix::pipe::{SpliceFlags, splice};
 use tokio::sync::watch;
 
@@ -33,7 +33,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 pub struct Mover {
     /// Whether there is one now.
     pub kept: Kept,
-    way: watch::Receiver<Option<DumpWay>>,
+    way: watch::Receiver<Option<TakenWay>>,
 }
 
 impl Mover {
@@ -58,7 +58,7 @@ impl Mover {
     }
 
     /// The way that was taken last; none before, or where one end is this machine and there is no choice.
-    pub fn way(&self) -> Option<DumpWay> {
+    pub fn way(&self) -> Option<TakenWay> {
         self.way.borrow().clone()
     }
 }
@@ -75,13 +75,13 @@ pub async fn try_out(staging: &Site, target: &Site, choice: MoverChoice, report:
         joined.meet(&mut from, &mut to).await
     };
     match found.await {
-        Ok(DumpWay { direct: true, text }) => {
+        Ok(TakenWay { direct: true, text }) => {
             report.passed.push(format!("the dump will go {text}"));
         }
-        Ok(DumpWay { direct: false, text }) if choice.ports.is_none() => {
+        Ok(TakenWay { direct: false, text }) if choice.ports.is_none() => {
             report.passed.push(format!("the dump will go {text}"));
         }
-        Ok(DumpWay { direct: false, text }) => {
+        Ok(TakenWay { direct: false, text }) => {
             let (first, last) = choice.ports.unwrap_or_default();
             let remedy = format!(
                 "to spare this machine the work, let {} connect to ports {first} to {last} of {}, or the other way round",
@@ -121,7 +121,7 @@ impl Joined<'_> {
         send: &Purpose,
         receive: &Purpose,
         connected: &Connected,
-        tell: &watch::Sender<Option<DumpWay>>,
+        tell: &watch::Sender<Option<TakenWay>>,
     ) -> String {
         let (mut from, mut to) = match self.open(send, receive).await {
             Ok(both) => both,
@@ -164,17 +164,17 @@ impl Joined<'_> {
 
     /// Lets the halves connect directly, the target listening, else the staging server; else over their lines. Fails where a half does
     /// not answer.
-    async fn meet(&self, from: &mut Half, to: &mut Half) -> Result<DumpWay, String> {
+    async fn meet(&self, from: &mut Half, to: &mut Half) -> Result<TakenWay, String> {
         let way = match self.choice.ports {
             _ if !self.both_are_elsewhere() => Err("one end is this machine".to_owned()),
             None => Err("direct connections are switched off".to_owned()),
             Some(ports) => introduced(from, to, ports).await?,
         };
         let (order, way) = match way {
-            Ok(text) => (Order::Direct, DumpWay { direct: true, text }),
+            Ok(text) => (Order::Direct, TakenWay { direct: true, text }),
             Err(why) => {
                 let text = format!("through this machine: {why}");
-                (Order::Relay, DumpWay { direct: false, text })
+                (Order::Relay, TakenWay { direct: false, text })
             }
         };
         tokio::try_join!(from.order(&order), to.order(&order))?;
@@ -214,11 +214,12 @@ async fn listen_and_dial(
     let Some(address) = listener.line.welcome.address else {
         return Ok(Err(format!("ssh does not tell the address of {}", listener.name)));
     };
-    let offer = match listener.ask(&Order::Listen { address, ports, peer }).await? {
-        Answer::Listening(offer) => offer,
-        Answer::Failed(why) => return Ok(Err(format!("{}: {why}", listener.name))),
-        other => return Err(listener.nonsense(&other)),
-    };
+    let offer =
+        match listener.ask(&Order::Listen { address, ports, peer, limit: ACCEPT_LIMIT }).await? {
+            Answer::Listening(offer) => offer,
+            Answer::Failed(why) => return Ok(Err(format!("{}: {why}", listener.name))),
+            other => return Err(listener.nonsense(&other)),
+        };
     let port = offer.port;
     let dial = Order::Dial { address, offer };
     let (dialed, accepted) = tokio::try_join!(dialer.ask(&dial), listener.answer())?;

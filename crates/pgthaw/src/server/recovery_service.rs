@@ -22,7 +22,7 @@ use super::refusals::{refusal, refuse_unknown, warnings};
 use super::session_worker::{Command, Worker};
 use super::sessions::SessionsDirectory;
 use super::site::{Site, Sites};
-use super::{bundle, mount_service, mover};
+use super::{bundle, mount_service, mover, reads};
 use crate::delivered::Delivered;
 use crate::machine::Machines;
 use crate::recovery_line::recovery_line;
@@ -188,6 +188,9 @@ impl RecoveryService {
         sites.make_absolute(&mut request).await?;
         let (facts, mut report) = look_at_machines(&sites, &request).await?;
         if !report.refused() {
+            if request.repository_beside_instance().is_none() {
+                reads::try_out(&sites.staging, request.mover.ports, &mut report).await;
+            }
             mover::try_out(&sites.staging, &sites.target, request.mover, &mut report).await;
         }
         Ok(CheckAnswer { recovery_line: recovery_line(&facts, request.recovery), report })

@@ -17,13 +17,13 @@ use pgthaw_session::{Action, Session, SessionState, decide};
 use tokio::sync::{mpsc, watch};
 
 use super::agent_link::{AgentLink, Watch};
-use super::kept::Kept;
 use super::log_lines::log_line;
+use super::mount_service;
 use super::mover::Mover;
+use super::reads::{ReadObjects, Reads};
 use super::recovery_service::{Seen, failed};
 use super::refusals::{refusal, warnings};
 use super::site::Sites;
-use super::{mount_service, reads};
 use crate::agent::{delivering, mounting};
 use crate::http::ClientError;
 use crate::wire::{ApiError, Assignment, BackupFacts, LogLine, TargetUndone};
@@ -52,7 +52,7 @@ pub struct Worker {
     link: Option<AgentLink>,
     agent: Option<Watch>,
     /// The connection for reads of the repository by another machine's mount.
-    reads: Option<Kept>,
+    reads: Option<Reads>,
     /// The connection between the two halves of the data mover, where the target is on another machine than the instance.
     mover: Option<Mover>,
     /// Since when something is tried again and again.
@@ -112,7 +112,7 @@ impl Worker {
             self.take_commands()?;
             self.look_at_agent();
             self.keep_connections();
-            self.note_dump_way()?;
+            self.note_ways()?;
             for entry in facts(&self.session, &self.observed) {
                 self.note(entry)?;
             }
@@ -288,8 +288,13 @@ impl Worker {
             && let Some(machine) = self.sites.staging.machine()
             && let Ok(owner) = mount_service::owner(&request.repository.path)
         {
-            let socket = mounting::reads_socket(place);
-            self.reads = Some(reads::keep(machine.clone(), socket, self.objects(), owner));
+            self.reads = Some(Reads::keep(ReadObjects {
+                machine: machine.clone(),
+                socket: mounting::reads_socket(place),
+                objects: self.objects(),
+                owner,
+                ports: request.mover.ports,
+            }));
         }
         if self.mover.is_none() && request.delivers_elsewhere() {
             let receive = Purpose::Receive {
@@ -303,8 +308,14 @@ impl Worker {
         }
     }
 
-    /// Says which way the dump goes, whenever that changes.
-    fn note_dump_way(&mut self) -> Result<(), journal::JournalError> {
+    /// Says which way the repository is read and the dump goes, whenever that changes.
+    fn note_ways(&mut self) -> Result<(), journal::JournalError> {
+        match self.reads.as_ref().and_then(Reads::way) {
+            Some(way) if self.session.reads_way.as_ref() != Some(&way) => {
+                self.note(Entry::ReadsWay(way))?;
+            }
+            _ => {}
+        }
         match self.mover.as_ref().and_then(Mover::way) {
             Some(way) if self.session.dump_way.as_ref() != Some(&way) => {
                 self.note(Entry::DumpWay(way))
@@ -465,8 +476,9 @@ impl Worker {
             }
         };
         let kept_changes = async {
+            let reads = self.reads.as_mut().map(|reads| &mut reads.kept);
             let mover = self.mover.as_mut().map(|mover| &mut mover.kept);
-            let [reads, mover] = [self.reads.as_mut(), mover].map(|kept| async {
+            let [reads, mover] = [reads, mover].map(|kept| async {
                 match kept {
                     Some(kept) => kept.changed().await,
                     None => std::future::pending().await,
@@ -504,7 +516,7 @@ impl Worker {
         let seen = self.observed.agent.as_ref();
         let trouble = trouble.borrow_and_update().clone();
         // Why the connection cannot be made tells more than that there is none.
-        let reads = self.reads.as_ref().and_then(Kept::trouble);
+        let reads = self.reads.as_ref().and_then(|reads| reads.kept.trouble());
         let mover = self.mover.as_ref().and_then(|mover| mover.kept.trouble());
         let because = |waiting: &String, why: Option<String>| match why {
             Some(why) => format!("{waiting}: {why}"),

@@ -100,6 +100,62 @@ fn a_dump_goes_directly_where_it_may() {
     }
 }
 
+/// The repository is read over a port of the staging server where the mount server can connect to it, else over ssh; a cut is waited for
+/// either way.
+#[test]
+fn a_repository_is_read_directly_where_it_may() {
+    if !possible() {
+        return;
+    }
+    let machines = Machines::new();
+    let lab = &machines.lab;
+    let connect = format!("connect to {}:47000", machines.host("staging").address());
+    let refused = ["over ssh", &connect];
+    let cases: [(bool, &[&str], bool, &[&str]); 3] = [
+        (false, &[], true, &["directly over port 47000 of dba@staging"]),
+        (true, &[], false, &refused),
+        (false, &["--mover-ports", "none"], false, &["over ssh", "switched off"]),
+    ];
+    for (blocked, options, direct, words) in cases {
+        let case = format!("blocked: {blocked}, {options:?}");
+        if blocked {
+            lab.block_ports("mount", "staging");
+        }
+        let leftovers = machines.leftovers();
+        let arguments =
+            [&["check", machines.repository(), "-d", "crm", "-d", "sales"], &THREE[..], options];
+        let (out, err) = machines.expect(0, &arguments.concat());
+        let checked = out + &err;
+        let export = machines.start(options);
+        machines.wait_for_step("recover");
+        machines.wait_until("the first reads", || !machines.session()["reads_way"].is_null());
+        let listens = format!("{}:47000", machines.host("staging").address());
+        let asks = format!("{}:", machines.host("mount").address());
+        let connections = machines.host("staging").connected();
+        let found =
+            connections.iter().any(|(near, far)| *near == listens && far.starts_with(&asks));
+        assert_eq!(found, direct, "{case}: {connections:?}");
+        lab.cut("mount", "staging");
+        std::thread::sleep(Duration::from_secs(3));
+        lab.mend("mount", "staging");
+        machines.ended(export, 0);
+        let session = machines.session();
+        let way = &session["reads_way"];
+        assert_eq!(way["direct"], direct, "{case}: {session}");
+        for word in words {
+            for told in [way["text"].as_str().unwrap(), &machines.said(), &checked] {
+                assert!(told.contains(word), "{case}: no `{word}` in {told}");
+            }
+        }
+        assert_eq!(session["attempts"], 1, "{case}");
+        machines.assert_delivered();
+        assert_nothing_left(&leftovers, &case);
+        if blocked {
+            lab.open_ports("mount", "staging");
+        }
+    }
+}
+
 /// Short cuts are ridden through; after a long one the dump goes on through the mount server, the same processes and no second attempt.
 #[test]
 fn a_direct_way_that_is_cut_is_gone_on_from() {
