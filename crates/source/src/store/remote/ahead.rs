@@ -83,8 +83,8 @@ impl Streams {
         let window = self.window(run);
         let stream = &mut self.streams[0];
         let end = stream.next.saturating_add(window);
-        // Asking for little each time would cost more requests than it saves waiting.
-        let worthwhile = (window / 2).clamp(1, u64::from(MAX_RANGE));
+        // Asking for little each time would cost more requests than it saves waiting, and every batch of them wakes both ends.
+        let worthwhile = (window / 2).clamp(1, u64::from(MAX_RANGE)).max(window / 8);
         if end.saturating_sub(stream.asked) < worthwhile {
             return None;
         }
