@@ -87,6 +87,13 @@ pub struct Offer {
     token: [u8; 32],
 }
 
+impl Offer {
+    /// Whether the port is one of those that were asked for, first and last (0 and 0: any): nobody lets himself be sent elsewhere.
+    pub fn is_within(&self, ports: (u16, u16)) -> bool {
+        ports == (0, 0) || (ports.0..=ports.1).contains(&self.port)
+    }
+}
+
 impl fmt::Debug for Offer {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { port, certificate, token: _ } = self;

@@ -362,21 +362,25 @@ fn a_side_that_leads_is_not_deceived() {
     let certificate = offer.certificate;
     let introduced = Answer::Introduced(certificate);
     let failed = Answer::Failed("nobody came".into());
+    let (any, one) = ((0, 0), (offer.port, offer.port));
+    let other = if offer.port == 1 { (2, 2) } else { (1, offer.port - 1) };
+    let listening = Answer::Listening(offer);
     let cases = [
-        (vec![], None),
-        (vec![Answer::Connected], None),
-        (vec![introduced.clone(), Answer::Connected], None),
-        (vec![introduced.clone(), Answer::Listening(offer.clone()), introduced.clone()], None),
-        (vec![introduced, Answer::Listening(offer), failed], Some("connect to 127.0.0.1")),
+        (any, vec![], None),
+        (any, vec![Answer::Connected], None),
+        (any, vec![introduced.clone(), Answer::Connected], None),
+        (any, vec![introduced.clone(), listening.clone(), introduced.clone()], None),
+        (other, vec![introduced.clone(), listening.clone(), failed.clone()], None),
+        (one, vec![introduced, listening, failed], Some("connect to 127.0.0.1")),
     ];
-    for (answers, reason) in cases {
+    for (ports, answers, reason) in cases {
         let (near, far) = UnixStream::pair().unwrap();
         for answer in &answers {
             writeln!(&far, "{}", serde_json::to_string(answer).unwrap()).unwrap();
         }
         far.shutdown(std::net::Shutdown::Write).unwrap();
         let line = File::from(OwnedFd::from(near));
-        let listen_at = ListenAt { address: HERE, ports: (0, 0) };
+        let listen_at = ListenAt { address: HERE, ports };
         match (lead(line.try_clone().unwrap(), line, Ok(listen_at), || {}), reason) {
             (Ok((_, Err(why))), Some(reason)) => assert!(why.contains(reason), "{why}"),
             (Err(_), None) => {}

@@ -176,7 +176,7 @@ pub struct ExportRequest {
     /// Read and verify every file of the selected databases whole.
     #[serde(default)]
     pub verify_source: bool,
-    /// How the dump travels, where the target is on another machine than the instance.
+    /// How bytes travel between machines.
     #[serde(default)]
     pub mover: MoverChoice,
     /// How many attempts in a row are begun without anybody's doing, where what ended the last one may pass by itself.

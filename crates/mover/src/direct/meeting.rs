@@ -143,7 +143,7 @@ fn ask_and_dial(
     let peer = identity.fingerprint();
     say(output, &Order::Listen { address, ports, peer, limit: limit + ACCEPT_MARGIN / 2 })?;
     let offer = match hear(input)? {
-        Answer::Listening(offer) => offer,
+        Answer::Listening(offer) if offer.is_within(ports) => offer,
         Answer::Failed(why) => return Ok(Err(why)),
         _ => return Err(nonsense()),
     };

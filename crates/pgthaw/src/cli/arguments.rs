@@ -337,9 +337,9 @@ pub struct WorkOptions {
     pub lease: Option<u64>,
 }
 
-/// How the dump travels.
+/// How bytes travel.
 #[derive(Debug, Args, Default)]
-#[command(next_help_heading = "How the dump travels to another machine")]
+#[command(next_help_heading = "Between machines")]
 pub struct MoverOptions {
     /// Connect machines directly on one of these ports [default: 47000-47099]
     ///

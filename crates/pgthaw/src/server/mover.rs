@@ -216,7 +216,7 @@ async fn listen_and_dial(
     };
     let offer =
         match listener.ask(&Order::Listen { address, ports, peer, limit: ACCEPT_LIMIT }).await? {
-            Answer::Listening(offer) => offer,
+            Answer::Listening(offer) if offer.is_within(ports) => offer,
             Answer::Failed(why) => return Ok(Err(format!("{}: {why}", listener.name))),
             other => return Err(listener.nonsense(&other)),
         };
