@@ -156,6 +156,30 @@ fn a_repository_is_read_directly_where_it_may() {
     }
 }
 
+/// A firewall that forgets the connection, but not ssh's: after a while without a sign of life the repository is read over ssh.
+#[test]
+fn a_direct_connection_of_reads_that_falls_silent_is_given_up() {
+    if !possible() {
+        return;
+    }
+    let machines = Machines::new();
+    let lab = &machines.lab;
+    let leftovers = machines.leftovers();
+    let export = machines.start(&[]);
+    machines.wait_until("direct reads", || machines.session()["reads_way"]["direct"] == true);
+    lab.silence_ports("mount", "staging");
+    lab.silence_ports("staging", "mount");
+    let before = lab.bytes("mount", "staging");
+    machines.wait_until("reads over ssh", || machines.session()["reads_way"]["direct"] == false);
+    machines.ended(export, 0);
+    let session = machines.session();
+    assert_eq!(session["attempts"], 1, "{session}");
+    let bytes = lab.bytes("mount", "staging") - before;
+    assert!(bytes > TALK, "it was still to be read: {bytes}");
+    machines.assert_delivered();
+    assert_nothing_left(&leftovers, "silent");
+}
+
 /// Short cuts are ridden through; after a long one the dump goes on through the mount server, the same processes and no second attempt.
 #[test]
 fn a_direct_way_that_is_cut_is_gone_on_from() {

@@ -32,9 +32,18 @@ struct State {
     attached: BTreeSet<usize>,
     cut: BTreeSet<(usize, usize)>,
     rates: BTreeMap<(usize, usize), u64>,
-    blocked: BTreeSet<(usize, usize)>,
+    blocked: BTreeMap<(usize, usize), Blocked>,
     /// Bytes that went through ports which are gone.
     carried: BTreeMap<(usize, usize), u64>,
+}
+
+/// Which packets a firewall between two hosts lets vanish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blocked {
+    /// Those that open a TCP connection to another port than 22.
+    New,
+    /// All of TCP but what comes from port 22 or goes there.
+    All,
 }
 
 impl Links {
@@ -140,14 +149,13 @@ impl Links {
         });
     }
 
-    /// Lets new TCP connections `from` a host vanish on their way into another one's ports but 22, or not any more.
-    pub fn block(&self, from: usize, to: usize, block: bool) {
+    /// Lets TCP packets vanish on their way `from` one host `to` another, or none any more.
+    pub fn block(&self, from: usize, to: usize, what: Option<Blocked>) {
         let mut state = self.state();
         let pair = (from, to);
-        if block {
-            state.blocked.insert(pair)
-        } else {
-            state.blocked.remove(&pair)
+        match what {
+            Some(what) => state.blocked.insert(pair, what),
+            None => state.blocked.remove(&pair),
         };
         self.floor.script(&format!("nft -f - <<END\n{}END\n", firewall(&state.blocked)));
     }
@@ -201,14 +209,19 @@ fn mac(host: usize, peer: usize) -> String {
 }
 
 /// Returns the whole rule set for `nft`; it takes the place of the one before in one step.
-fn firewall(blocked: &BTreeSet<(usize, usize)>) -> String {
+fn firewall(blocked: &BTreeMap<(usize, usize), Blocked>) -> String {
     let mut rules = String::new();
-    for (from, to) in blocked {
-        let _ = writeln!(
-            rules,
-            "oifname {} tcp dport != 22 tcp flags & (syn | ack) == syn drop",
-            port(*to, *from)
-        );
+    for ((from, to), what) in blocked {
+        let what: &[_] = match what {
+            Blocked::New => &["tcp dport != 22 tcp flags & (syn | ack) == syn drop"],
+            // Not one rule: nft makes a single comparison of two `!=` for ports that lie side by side.
+            Blocked::All => {
+                &["tcp dport 22 accept", "tcp sport 22 accept", "meta l4proto tcp drop"]
+            }
+        };
+        for rule in what {
+            let _ = writeln!(rules, "oifname {} {rule}", port(*to, *from));
+        }
     }
     format!(
         "table bridge lab\ndelete table bridge lab\n\
@@ -222,11 +235,11 @@ mod tests {
 
     #[test]
     fn the_firewall_names_the_port_before_the_blocked_host() {
-        let rules = firewall(&[(0, 1), (2, 1)].into());
+        let rules = firewall(&[((0, 1), Blocked::New), ((2, 1), Blocked::All)].into());
         assert!(
             rules.contains("oifname p1-0 tcp") && rules.contains("oifname p1-2 tcp"),
             "{rules}"
         );
-        assert!(!firewall(&BTreeSet::new()).contains("drop"));
+        assert!(!firewall(&BTreeMap::new()).contains("drop"));
     }
 }

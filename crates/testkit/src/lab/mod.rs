@@ -29,7 +29,7 @@ pub use plan::HostPlan;
 pub use proxy::{Proxy, ProxyOptions};
 
 use floor::Floor;
-use links::Links;
+use links::{Blocked, Links};
 
 /// Longest time that a daemon gets to start or to end.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -134,13 +134,19 @@ impl Lab {
     /// Lets new TCP connections of one host to another one's ports other than 22 vanish, as a firewall does.
     #[track_caller]
     pub fn block_ports(&self, from: &str, to: &str) {
-        self.links.block(self.host(from).number, self.host(to).number, true);
+        self.links.block(self.host(from).number, self.host(to).number, Some(Blocked::New));
     }
 
-    /// Undoes [`Lab::block_ports`].
+    /// Lets all TCP packets of one host to another one vanish but those of ssh, as a firewall does that has forgotten its connections.
+    #[track_caller]
+    pub fn silence_ports(&self, from: &str, to: &str) {
+        self.links.block(self.host(from).number, self.host(to).number, Some(Blocked::All));
+    }
+
+    /// Undoes [`Lab::block_ports`] and [`Lab::silence_ports`].
     #[track_caller]
     pub fn open_ports(&self, from: &str, to: &str) {
-        self.links.block(self.host(from).number, self.host(to).number, false);
+        self.links.block(self.host(from).number, self.host(to).number, None);
     }
 
     /// Returns the bytes that have arrived over a link in this direction since the lab was made, by the kernel's

@@ -127,6 +127,9 @@ fn a_firewall_leaves_port_22_alone() {
     assert!(!reach("staging", "target"), "a firewall outlives a reboot");
     lab.open_ports("staging", "target");
     assert!(reach("staging", "target"));
+    lab.silence_ports("target", "staging");
+    assert!(!reach("staging", "target"), "nothing comes back");
+    run(&mut ssh(lab.host("staging"), "dba", "dba@target", "true"));
 }
 
 /// Sends bytes over SSH; returns the seconds it took.
