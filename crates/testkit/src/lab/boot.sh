@@ -14,7 +14,7 @@ if [ -e $ipv6 ]; then echo 1 > $ipv6; fi
 
 root=/mnt
 own=/run/hosts/$name
-mount -t overlay -o "lowerdir=/,upperdir=$own/root/upper,workdir=$own/root/scratch" "$name" $root
+mount -t overlay -o "lowerdir=/,upperdir=$own/overlay/upper,workdir=$own/overlay/scratch" "$name" $root
 mount --all --fstab "$own/fstab"
 cp -a /dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty /dev/fuse $root/dev/
 ln -s pts/ptmx $root/dev/ptmx

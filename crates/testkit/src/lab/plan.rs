@@ -101,8 +101,8 @@ impl HostPlan {
     pub(super) fn lasting_disks(&self) -> String {
         let place = self.place();
         let mut script = format!(
-            "mkdir -p {place}/root\nmount -t tmpfs -o mode=755 lab {place}/root\n\
-             mkdir {place}/root/upper {place}/root/scratch\n"
+            "mkdir -p {place}/overlay\nmount -t tmpfs -o mode=755 lab {place}/overlay\n\
+             mkdir {place}/overlay/upper {place}/overlay/scratch\n"
         );
         for (number, (at, disk)) in self.disks.iter().enumerate() {
             if !VOLATILE.contains(&at.as_str()) {
