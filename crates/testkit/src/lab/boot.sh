@@ -11,6 +11,11 @@ shift
 echo "$name" > /proc/sys/kernel/hostname
 ipv6=/proc/sys/net/ipv6/conf/default/disable_ipv6
 if [ -e $ipv6 ]; then echo 1 > $ipv6; fi
+# What Linux takes where nobody has chosen another; bbr, which some machines choose, paces what it sends with a timer for each
+# packet.
+if grep -qw cubic /proc/sys/net/ipv4/tcp_available_congestion_control; then
+    echo cubic > /proc/sys/net/ipv4/tcp_congestion_control
+fi
 
 root=/mnt
 own=/run/hosts/$name

@@ -51,6 +51,10 @@ fn a_host_has_names_users_and_directories_of_its_own() {
         3
     );
     assert_eq!(shell("dba", "ls /sys/class/net"), "explorer\nlo\nmount\ntarget");
+    let tcp = "/proc/sys/net/ipv4/tcp";
+    if shell("dba", &format!("cat {tcp}_available_congestion_control")).contains("cubic") {
+        assert_eq!(shell("dba", &format!("cat {tcp}_congestion_control")), "cubic");
+    }
     failure(staging.command("dba", "sh").args(["-c", "echo x > /etc/passwd"]));
 }
 
