@@ -38,6 +38,8 @@ fn a_laptop_asks_and_receives() {
     team.assert_delivered("files", "/home/ops/exports/tuesday");
     std::fs::remove_dir(team.host("files").path("/home/ops/exports")).unwrap();
     assert_nothing_left(&leftovers, "two exports");
+    let said = std::fs::read_to_string(team.host("backup1").path("/home/dba/serve.log")).unwrap();
+    assert_eq!(said, "pgthaw serve: listening on /run/pgthaw/server.sock\n");
 
     let sessions = team.sessions();
     assert!(
