@@ -8,6 +8,7 @@
 mod databases;
 mod directories;
 mod environment;
+mod kernel;
 mod logind;
 
 use std::path::{Path, PathBuf};
@@ -49,6 +50,7 @@ fn judge(environment: &Environment, task: &CheckTask) -> CheckReport {
     let chosen = databases::judge(&mut report, task);
     programs(&mut report, environment, task);
     fuse(&mut report, &environment.fuse, environment.root, task.request.stall_timeout);
+    kernel::judge(&mut report, &environment.kernel);
     isolation(&mut report, &environment.isolation, environment.root);
     databases::locales(&mut report, &environment.locales, &chosen);
     directories::judge(&mut report, environment, task, &chosen);

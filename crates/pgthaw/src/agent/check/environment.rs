@@ -20,6 +20,7 @@ use pgthaw_session::observed::Failure;
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::io::Errno;
 
+use super::kernel::Kernel;
 use super::logind::Logind;
 use crate::agent::place::{DEFAULT_WORK_DIRECTORY, DUMP_DIRECTORIES, ROOTS_MOUNTS};
 use crate::agent::space::{Room, choose_dump_dir, free_bytes};
@@ -44,6 +45,8 @@ pub struct Environment {
     pub dump_arguments: Result<(), Failure>,
     /// Mounting.
     pub fuse: Fuse,
+    /// The kernel.
+    pub kernel: Kernel,
     /// How far the instance can be cut off.
     pub isolation: Isolation,
     /// The directory that gets the session's private directory.
@@ -138,6 +141,7 @@ impl Environment {
             programs,
             dump_arguments,
             fuse: fuse(postgres),
+            kernel: Kernel::look(),
             isolation: isolation_possible(),
             work: Directory::look(&work, None, &[postgres, reader.as_ref()]),
             dump: dump_parent(task).map(|path| Directory::look(&path, postgres, &[postgres])),

@@ -11,6 +11,7 @@ use pgthaw_session::{ExportRequest, MoverChoice, RecoveryChoice, RepositoryChoic
 use pgthaw_source::repository::{BackupInfo, BackupType};
 
 use super::environment::{Directory, Locales, Programs, Target};
+use super::kernel::Kernel;
 use super::*;
 use crate::agent::space::{Medium, Room};
 use crate::wire::{BackupDatabase, BackupFacts, StartFacts};
@@ -197,6 +198,7 @@ fn environment() -> Environment {
             installed: Installed::from_names(["C.utf8"]),
             sources: Sources::default(),
         }),
+        kernel: Kernel { release: "6.1.0".into(), lacks: Vec::new() },
         logind: None,
     }
 }
@@ -457,6 +459,13 @@ fn judges_the_kernel() {
             Warning("--stall-timeout 7200 s"),
         ),
         ("panic", |e, _| e.fuse.hung_task_panic = Some(120), Warning("waits for 120 s")),
+        (
+            "too old",
+            |e, _| {
+                e.kernel = Kernel { release: "4.18.0".into(), lacks: vec!["openat2"] };
+            },
+            Error("the kernel, Linux 4.18.0, lacks openat2"),
+        ),
         (
             "settings only",
             |e, _| e.isolation = Isolation::ConfigurationOnly { reason: "refused".into() },
