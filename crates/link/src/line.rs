@@ -258,38 +258,36 @@ async fn welcome(
             passes: false,
         })
     };
+    let mut not_carried = None;
     for _ in 0..BANNER_LINES {
         let line = match read_line(output).await {
             Ok(line) => line,
-            Err(
-                err @ (GreetingError::Ended(_) | GreetingError::Other(_) | GreetingError::Io(_)),
-            ) => {
-                return Err(Unwelcome::Ended(err.to_string()));
+            Err(err) => {
+                return Err(Unwelcome::Ended(not_carried.unwrap_or_else(|| err.to_string())));
             }
         };
         if let Some(machine) = line.strip_prefix(MISSING) {
             let machine = machine.trim();
-            let architecture = machine.rsplit(' ').next().unwrap_or_default();
-            if !machine.starts_with("Linux ") || architecture != std::env::consts::ARCH {
-                let ours = std::env::consts::ARCH;
+            let ours = std::env::consts::ARCH;
+            if machine.split_once(' ') != Some(("Linux", ours)) {
                 return Err(failed(
                     format!("this pgthaw is built for Linux on {ours}, and that is {machine}"),
-                    format!("install pgthaw for {architecture} there, the same version as here"),
+                    format!("name a machine with Linux on {ours}: all run the same build"),
                 ));
             }
             if size.is_none() {
                 return Err(failed(
                     "this build of pgthaw is not installed there".into(),
-                    "install the same version there, or allow it to be carried over".into(),
+                    "install this build there, or let it be carried over (agent = \"carried\" in the configuration)".into(),
                 ));
             }
-            carry(input)
-                .await
-                .map_err(|err| Unwelcome::Ended(format!("bring pgthaw there: {err}")))?;
+            // Where it breaks off, the far side still says why.
+            let carried = carry(input).await;
+            not_carried = carried.err().map(|err| format!("bring pgthaw there: {err}"));
         } else if let Some(why) = line.strip_prefix(NOT_KEPT) {
             return Err(failed(
                 format!("pgthaw can be run from no directory there:{}", why.trim_end_matches(';')),
-                "install pgthaw there, or make room in a private directory that may execute".into(),
+                "install pgthaw there, or name an account with a home directory that may execute and has room".into(),
             ));
         } else if let Ok(welcome) = parse::<Welcome>(&line) {
             if welcome.pgthaw != PROTOCOL || welcome.build != build {
@@ -327,8 +325,10 @@ async fn carry(input: &mut ChildStdin) -> io::Result<()> {
 
 fn no_line(host: &Host, ssh_failed: bool, stderr: &str, reason: &str) -> LineError {
     let (said, hint) = ssh::explain(stderr);
+    // The error itself begins with the host's name.
+    let said = said.strip_prefix(&format!("{}: ", host.destination())).unwrap_or(&said).to_owned();
     let message = match (ssh_failed, stderr.trim().is_empty()) {
-        (true, _) => said.clone(),
+        (true, _) => said,
         (false, true) => reason.to_owned(),
         (false, false) => format!("{reason}: {said}"),
     };

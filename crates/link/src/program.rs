@@ -85,7 +85,8 @@ pub(crate) fn script(build: &str, size: Option<u64>) -> String {
     // Owned by us and closed to all others: nobody can have put something else there.
     let private = r#"own() { [ -O "$1" ] && [ -d "$1" ] && [ ! -L "$1" ] && [ -z "$(find "$1" -maxdepth 0 -perm /077 2>/dev/null)" ]; }"#;
     let places = format!(
-        r#"places="${{XDG_CACHE_HOME:-${{HOME:-/nonexistent}}/.cache}} /var/tmp /tmp ${{XDG_RUNTIME_DIR:-/run/user/$(id -u)}}"
+        r#"home="${{HOME:-/nonexistent}}"
+places="${{XDG_CACHE_HOME:-$home/.cache}} /var/tmp /tmp ${{XDG_RUNTIME_DIR:-/run/user/$(id -u)}} $home"
 name={CARRIED}{build}-$(id -u)"#
     );
     let find = format!(
@@ -96,11 +97,14 @@ done
 echo "{MISSING} $(uname -s) $(uname -m)""#
     );
     let keep = size.map_or_else(String::new, |size| {
+        let kilobytes = size.div_ceil(1024);
         format!(
             r#"
 umask 077; have=
+room() {{ set -- $(df -Pk "$1" 2>/dev/null | tail -n 1); case "$4" in ''|*[!0-9]*) ;; *) [ "$4" -ge {kilobytes} ];; esac; }}
 for place in $places; do
-  mkdir "$place" 2>/dev/null
+  [ -d "$place" ] || continue
+  room "$place" || {{ why="$why $place: no room;"; continue; }}
   mkdir -m 700 "$place/$name" 2>/dev/null || own "$place/$name" || {{ why="$why $place: not to be written;"; continue; }}
   new="$place/$name/new.$$"
   if [ -z "$have" ]; then
@@ -111,7 +115,7 @@ for place in $places; do
   fi
   have="$new"; chmod 700 "$have"
   if [ "$("$have" attach --build 2>&1)" = {build} ]; then mv "$have" "$place/$name/pgthaw"; exec "$place/$name/pgthaw" attach --stdio; fi
-  why="$why $place: $("$have" attach --build 2>&1 | head -n 1);"
+  if [ -x "$have" ]; then why="$why $place: $("$have" attach --build 2>&1 | head -n 1);"; else why="$why $place: may execute nothing (noexec);"; fi
 done
 [ -n "$have" ] && {{ rm -f "$have"; rmdir "${{have%/*}}" 2>/dev/null; }}
 echo "{NOT_KEPT}$why""#
@@ -125,6 +129,13 @@ mod tests {
     use std::process::Command;
 
     use super::*;
+
+    /// A home with the directory that is looked at first.
+    fn home() -> tempfile::TempDir {
+        let home = tempfile::tempdir().unwrap();
+        std::fs::create_dir(home.path().join(".cache")).unwrap();
+        home
+    }
 
     /// Runs the script with a home of its own and without pgthaw in `PATH`; the "program" is a shell script.
     fn run(home: &Path, script: &str, program: &str) -> String {
@@ -146,7 +157,7 @@ mod tests {
 
     #[test]
     fn a_program_is_carried_once_and_started() {
-        let home = tempfile::tempdir().unwrap();
+        let home = home();
         let script = script("abc", Some(PROGRAM.len() as u64));
         let first = run(home.path(), &script, PROGRAM);
         assert!(first.starts_with(MISSING), "{first}");
@@ -164,7 +175,7 @@ mod tests {
 
     #[test]
     fn a_program_that_does_not_run_is_not_kept() {
-        let home = tempfile::tempdir().unwrap();
+        let home = home();
         let broken = "#!/no/such/interpreter\n";
         let said = run(home.path(), &script("def", Some(broken.len() as u64)), broken);
         assert!(said.contains(NOT_KEPT), "{said}");
@@ -176,6 +187,6 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let said = run(home.path(), &script("abc", None), "");
         assert!(said.starts_with(MISSING) && said.lines().count() == 1, "{said}");
-        assert!(!home.path().join(".cache").exists());
+        assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 0);
     }
 }

@@ -30,7 +30,9 @@ fn machines_that_cannot_be_reached_are_told() {
         assert!(said.contains(words[0]), "{case}: check: {said}");
     };
     refused("unknown host", "dba@nowhere", &["nowhere", "Could not resolve hostname"]);
-    refused("wrong user", "nobody-here@staging", &["nobody-here@staging", "Permission denied"]);
+    // The machine is named once.
+    let denied = "error: nobody-here@staging: Permission denied";
+    refused("wrong user", "nobody-here@staging", &["nobody-here@staging: Permission", denied]);
     mount.forget_host("ann", staging);
     refused("unknown key", "dba@staging", &["Host key verification failed", "by hand"]);
     mount.learn_host("ann", staging);
@@ -47,7 +49,31 @@ fn machines_that_cannot_be_reached_are_told() {
     staging.stop_sshd();
     refused("no sshd", "dba@staging", &["Connection refused"]);
     staging.start_sshd();
+    let hard = ["/home", "/var/tmp", "/tmp", "/run"];
+    let remount = |disks: &[&str], option: &str| {
+        let each = |disk: &&str| format!("mount -o remount,{option} {disk}\n");
+        let all: String = disks.iter().map(each).collect();
+        staging.script(&(all + "rm -rf /run/mount")); // where mount(8) keeps notes
+    };
+    remount(&hard, "noexec");
+    refused(
+        "noexec",
+        "dba@staging",
+        &["run from no directory there: /var/tmp: may execute nothing (noexec)", "install pgthaw"],
+    );
+    remount(&hard, "exec");
+    // As another architecture answers.
+    staging.script("printf '#!/bin/sh\\n[ $1 = -s ] && echo Linux || echo riscv64\\n' > /usr/local/bin/uname; chmod 755 /usr/local/bin/uname");
+    refused("architecture", "dba@staging", &["and that is Linux riscv64", "name a machine"]);
+    staging.script("rm /usr/local/bin/uname");
     assert_nothing_left(&leftovers, "refused");
+    // Homes that alone may execute are enough.
+    remount(&hard[1..], "noexec");
+    let arguments = ["check", machines.repository(), "-d", "crm"];
+    machines.expect(0, &[&arguments[..], &["--staging", "dba@staging", "--to", "out"]].concat());
+    remount(&hard[1..], "exec");
+    assert_nothing_left(&leftovers, "checked");
+    assert_eq!(std::fs::read_dir(staging.path("/home/dba")).unwrap().count(), 1, ".ssh alone");
 }
 
 #[test]
@@ -56,8 +82,12 @@ fn what_is_wrong_on_several_machines_is_told_at_once() {
         return;
     }
     let machines = Machines::new();
-    // A staging server without PostgreSQL and FUSE, a target without room.
-    machines.host("staging").script("chmod 0 /usr/lib/postgresql; rm -f /dev/fuse");
+    // A staging server without PostgreSQL, FUSE and room, a target without room.
+    machines.host("staging").script(
+        "chmod 0 /usr/lib/postgresql; rm -f /dev/fuse; head -c 20M /dev/zero > /var/tmp/filler",
+    );
+    machines.host("staging").resize("/var/tmp", 20 << 20);
+    machines.host("staging").resize("/tmp", 1 << 20);
     machines.host("target").script("mkdir /home/ops/full; mount -t tmpfs -o size=64k,uid=$(id -u ops) none /home/ops/full; head -c 100000 /dev/zero > /home/ops/full/filler || true");
     let arguments = [
         "check",
@@ -71,7 +101,14 @@ fn what_is_wrong_on_several_machines_is_told_at_once() {
     ];
     let (out, err) = machines.expect(1, &arguments);
     let said = format!("{out}{err}");
-    for words in ["dba@staging: ", "PostgreSQL 15", "/dev/fuse", "ops@target: ", "no room left"] {
+    for words in [
+        "dba@staging: ",
+        "PostgreSQL 15",
+        "/dev/fuse",
+        "ops@target: ",
+        "no room left",
+        "`/var/tmp`",
+    ] {
         assert!(said.contains(words), "no `{words}` in {said}");
     }
 }
