@@ -119,6 +119,12 @@ fn agent_of_this_attempt<'a>(session: &Session, seen: &'a Observed) -> Option<&'
     seen.agent.as_ref().filter(|_| session.placed_in_this_attempt)
 }
 
+/// Says that the agent on `staging` has died; without it, on the server's own machine.
+fn died(staging: Option<&str>) -> String {
+    let what = "the session's agent process has died";
+    staging.map_or_else(|| what.to_owned(), |machine| format!("{machine}: {what}"))
+}
+
 /// The way to a complete export.
 fn forward(session: &Session, seen: &Observed) -> Action {
     let Some(agent) = agent_of_this_attempt(session, seen) else {
@@ -126,7 +132,7 @@ fn forward(session: &Session, seen: &Observed) -> Action {
             // Nothing is known of it before its machine can be reached.
             _ if session.placed_in_this_attempt && seen.waiting.is_some() => Action::Wait,
             _ if session.placed_in_this_attempt => Action::GiveUp(
-                Failure::new("the session's agent process has died")
+                Failure::new(died(session.request.staging.as_deref()))
                     .hint("`pgthaw retry` goes on from what was delivered")
                     .passing(),
             ),
@@ -185,7 +191,7 @@ fn partly(failed: &[&str], all: usize, first: Option<&Failure>, passes: bool) ->
     let databases = if all == 1 { "database" } else { "databases" };
     let hint = first.and_then(|failure| failure.hint.clone());
     let message = format!("{} of {all} {databases} failed: {names}", failed.len());
-    Failure { message, hint, passes }
+    Failure { hint, passes, ..Failure::new(message) }
 }
 
 /// The first failure that ends the attempt: anything but a single database's.

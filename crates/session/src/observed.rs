@@ -17,12 +17,15 @@ pub struct Failure {
     /// away. Anything else (no room, no rights, a damaged backup) needs somebody.
     #[serde(default)]
     pub passes: bool,
+    /// Whether an agent tells it of the target, which may be on another machine than the agent.
+    #[serde(default)]
+    pub at_target: bool,
 }
 
 impl Failure {
     /// A failure without a hint, that needs somebody.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), hint: None, passes: false }
+        Self { message: message.into(), hint: None, passes: false, at_target: false }
     }
 
     /// The same failure, but it may pass by itself.
@@ -151,6 +154,35 @@ pub struct AgentView {
     pub messages: Vec<String>,
 }
 
+impl AgentView {
+    /// Says in each failure on which machine it happened: `own`, the agent's, or `target`; none is the server's own, which is not named.
+    pub fn named(mut self, own: Option<&str>, target: Option<&str>) -> Self {
+        fn failed<T>(progress: &mut Progress<T>) -> Option<&mut Failure> {
+            match progress {
+                Progress::Failed(failure) => Some(failure),
+                _ => None,
+            }
+        }
+        let of_all = [
+            self.broken.as_mut(),
+            failed(&mut self.mount),
+            failed(&mut self.instance),
+            failed(&mut self.globals),
+            failed(&mut self.seal),
+        ];
+        let of_databases = self
+            .databases
+            .values_mut()
+            .flat_map(|view| [failed(&mut view.dump), failed(&mut view.transfer)]);
+        for failure in of_all.into_iter().chain(of_databases).flatten() {
+            if let Some(machine) = if failure.at_target { target } else { own } {
+                failure.message = format!("{machine}: {}", failure.message);
+            }
+        }
+        self
+    }
+}
+
 /// What the recovery service sees of a session.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Observed {
@@ -164,4 +196,38 @@ pub struct Observed {
     pub waiting: Option<String>,
     /// Whether there is time left for another attempt without anybody's doing.
     pub may_begin_again: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_names_its_machine() {
+        let at_target = Failure { at_target: true, ..Failure::new("no room") };
+        let crm = DatabaseView {
+            transfer: Progress::Failed(at_target.clone()),
+            ..DatabaseView::default()
+        };
+        let view = AgentView {
+            broken: Some(Failure::new("full")),
+            globals: Progress::Failed(at_target),
+            databases: BTreeMap::from([("crm".to_owned(), crm)]),
+            ..AgentView::default()
+        };
+        let messages = |own, target| {
+            let view = view.clone().named(own, target);
+            [
+                view.broken.unwrap().message,
+                view.globals.failure().unwrap().message.clone(),
+                view.databases["crm"].transfer.failure().unwrap().message.clone(),
+            ]
+        };
+        assert_eq!(
+            messages(Some("dba@stage"), Some("ops@files")),
+            ["dba@stage: full", "ops@files: no room", "ops@files: no room"]
+        );
+        assert_eq!(messages(None, None), ["full", "no room", "no room"]);
+        assert_eq!(messages(Some("dba@stage"), None), ["dba@stage: full", "no room", "no room"]);
+    }
 }

@@ -420,5 +420,9 @@ fn open_source(directory: &Path) -> Result<Directory, Failure> {
 
 /// A mover's error for people.
 pub fn moving(err: MoveError) -> Failure {
-    Failure { hint: err.hint().map(Into::into), ..Failure::new(with_causes(&err)) }
+    Failure {
+        hint: err.hint().map(Into::into),
+        at_target: err.is_target(),
+        ..Failure::new(with_causes(&err))
+    }
 }

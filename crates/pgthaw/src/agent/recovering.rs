@@ -172,7 +172,7 @@ async fn watch(agent: Arc<Agent>, mut instance: Instance) {
             let how = ended.map_or_else(|err| with_causes(&err), |status| status.to_string());
             let said = instance.failure();
             let message = format!("PostgreSQL ended ({how}): {said}");
-            agent.broken(Failure { message, hint: said.hint, passes });
+            agent.broken(Failure { hint: said.hint, passes, ..Failure::new(message) });
         }
         None => {
             if let Err(err) = instance.stop(StopMode::Immediate).await {

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use pgthaw_mover::{ListenAt, Met, lead};
 use pgthaw_session::TakenWay;
-use pgthaw_source::map::ObjectTable;
-use pgthaw_source::store::{LocalStore, serve};
+use pgthaw_source::map::{ObjectId, ObjectTable};
+use pgthaw_source::store::{LocalStore, ObjectStore, serve};
 use serde::{Deserialize, Serialize};
 
 use crate::attach::handing::widen;
@@ -52,6 +52,23 @@ pub fn taken(machine: &str, port: Result<u16, String>) -> TakenWay {
     }
 }
 
+/// The store whose errors are read on another machine, where its paths are somebody else's.
+struct OfMountServer(LocalStore);
+
+impl ObjectStore for OfMountServer {
+    fn read_exact_at(&self, object: ObjectId, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.0.read_exact_at(object, offset, buf).map_err(of_mount_server)
+    }
+
+    fn length(&self, object: ObjectId) -> io::Result<u64> {
+        self.0.length(object).map_err(of_mount_server)
+    }
+}
+
+fn of_mount_server(err: io::Error) -> io::Error {
+    io::Error::new(err.kind(), format!("on the mount server: {err}"))
+}
+
 fn work(task: &str) -> io::Result<()> {
     // SAFETY: the server hands the file over under this number, and nothing else here owns it.
     let mut objects = File::from(unsafe { OwnedFd::from_raw_fd(OBJECTS) });
@@ -59,7 +76,7 @@ fn work(task: &str) -> io::Result<()> {
     io::Seek::rewind(&mut objects)?;
     objects.read_to_end(&mut bytes)?;
     let table: ObjectTable = postcard::from_bytes(&bytes).map_err(io::Error::other)?;
-    let store = Arc::new(LocalStore::open(table)?);
+    let store = Arc::new(OfMountServer(LocalStore::open(table)?));
     let ReadsTask { machine, listen_at } = serde_json::from_str(task)?;
     let input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
     let output = File::from(io::stdout().as_fd().try_clone_to_owned()?);

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use pgthaw_link::Purpose;
 use pgthaw_session::decide::{facts, step_of};
 use pgthaw_session::journal::{self, Journal};
-use pgthaw_session::observed::{Failure, Observed, Progress};
+use pgthaw_session::observed::{AgentView, Failure, Observed, Progress};
 use pgthaw_session::session::{Entry, Intent};
 use pgthaw_session::{Action, Session, SessionState, decide};
 use tokio::sync::{mpsc, watch};
@@ -23,7 +23,7 @@ use super::mover::Mover;
 use super::reads::{ReadObjects, Reads};
 use super::recovery_service::{Seen, failed};
 use super::refusals::{refusal, warnings};
-use super::site::Sites;
+use super::site::{Site, Sites};
 use crate::agent::{delivering, mounting};
 use crate::http::ClientError;
 use crate::wire::{ApiError, Assignment, BackupFacts, LogLine, TargetUndone};
@@ -504,17 +504,24 @@ impl Worker {
 
     async fn meet(&mut self, link: AgentLink) {
         let agent = link.watch().await;
-        self.observed.agent = agent.view.borrow().clone();
+        self.observed.agent = self.named(agent.view.borrow().clone());
         self.observed.waiting = agent.trouble.borrow().clone();
         (self.link, self.agent) = (Some(link), Some(agent));
+    }
+
+    /// What the agent shows, with the machines named in what failed.
+    fn named(&self, view: Option<AgentView>) -> Option<AgentView> {
+        let [own, target] = [&self.sites.staging, &self.sites.target].map(Site::machine);
+        view.map(|view| view.named(own.map(|own| own.name()), target.map(|target| target.name())))
     }
 
     fn look_at_agent(&mut self) {
         self.observed.may_begin_again = self.has_time();
         let Some(Watch { view, trouble }) = &mut self.agent else { return };
-        self.observed.agent = view.borrow_and_update().clone();
-        let seen = self.observed.agent.as_ref();
+        let view = view.borrow_and_update().clone();
         let trouble = trouble.borrow_and_update().clone();
+        self.observed.agent = self.named(view);
+        let seen = self.observed.agent.as_ref();
         // Why the connection cannot be made tells more than that there is none.
         let reads = self.reads.as_ref().and_then(|reads| reads.kept.trouble());
         let mover = self.mover.as_ref().and_then(|mover| mover.kept.trouble());

@@ -320,7 +320,11 @@ impl Sites {
         for machine in [&self.staging, &self.target].into_iter().filter_map(Site::machine) {
             if let Err(err) = machine.line().await {
                 let message = err.to_string();
-                return Err(Failure { hint: err.hint, passes: err.passes, message });
+                return Err(Failure {
+                    hint: err.hint,
+                    passes: err.passes,
+                    ..Failure::new(message)
+                });
             }
         }
         Ok(())

@@ -164,6 +164,11 @@ impl Lab {
             assert!(met, "{case}: undisturbed it failed: {session}\n{}", self.machines.logs());
             let error = session["error"].as_str().unwrap_or_default();
             eprintln!("{case}: failed: {error}");
+            let of_databases = session["databases"].as_array().into_iter().flatten();
+            let told: Vec<&str> =
+                of_databases.filter_map(|it| it["error"].as_str()).chain([error]).collect();
+            let place = place(fault);
+            assert!(told.iter().any(|told| told.contains(place)), "{case}: no {place}: {told:?}");
             self.machines.expect(0, &["retry", session["id"].as_str().unwrap()]);
             session = self.machines.session();
         }
@@ -399,6 +404,17 @@ impl Lab {
             );
             contents(&export)
         })
+    }
+}
+
+/// Where a fault strikes, as the error that it leads to says it; on the mount server by a path of the repository.
+fn place(fault: Fault) -> &'static str {
+    match fault {
+        Fault::TargetCut | Fault::TargetFull | Fault::ReceiverKilled | Fault::TargetRebooted => {
+            "ops@target: "
+        }
+        Fault::BackupExpired | Fault::RepositoryUnreadable => "/home/ann/repo",
+        _ => "dba@staging: ",
     }
 }
 
