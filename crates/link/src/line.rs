@@ -293,8 +293,9 @@ async fn welcome(
             if welcome.pgthaw != PROTOCOL || welcome.build != build {
                 return Err(failed(
                     format!(
-                        "pgthaw {} there is another build than this one ({})",
+                        "pgthaw {} there (build {}) is another build than this one ({}, build {build})",
                         welcome.version,
+                        welcome.build,
                         env!("CARGO_PKG_VERSION")
                     ),
                     "install the same build on both machines".into(),
@@ -391,7 +392,7 @@ impl OpenLine {
     /// Takes a connection that somebody offers, whose far side begins with its welcome as `pgthaw attach` does.
     ///
     /// # Errors
-    /// When it says something else, or is another build.
+    /// When it says something else, or speaks another version of the protocol.
     pub async fn offered(
         from: &str,
         input: OwnedFd,
