@@ -69,6 +69,7 @@ pub fn run(until_idle: bool, config: Option<&Path>) -> ExitCode {
             Configuration::read(config).map_err(|err| io::Error::other(err.message))?;
         runtime.block_on(serve(&state, until_idle, configuration))
     });
+    pgthaw_link::remove_if_unused();
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(err) => {

@@ -16,6 +16,8 @@ use std::time::Duration;
 use pgthaw_link::{OpenLine, Purpose, read_line, write_line};
 use pgthaw_mover::{ACCEPT_LIMIT, Answer, Fingerprint, Order};
 use pgthaw_session::{MoverChoice, TakenWay};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use rustix::pipe::{SpliceFlags, splice};
 use tokio::sync::watch;
 
@@ -271,7 +273,51 @@ impl Half {
     }
 }
 
-/// Moves bytes from one pipe into the other until one of them ends.
+/// Moves bytes from one end into the other until one of them ends. One may be a socket, of somebody on this machine.
 fn join(from: &OwnedFd, to: &OwnedFd) {
-    while let Ok(1..) = splice(from, None, to, None, MOST, SpliceFlags::MOVE) {}
+    loop {
+        // A splice from a socket holds the lock of the pipe that it writes to while it waits for bytes (Linux, `fs/splice.c`), and
+        // with it that pipe's reader: it is to find some.
+        match poll(&mut [PollFd::new(from, PollFlags::IN)], None) {
+            Err(Errno::INTR) => continue,
+            Err(_) => return,
+            Ok(_) => {}
+        }
+        let Ok(1..) = splice(from, None, to, None, MOST, SpliceFlags::MOVE) else { return };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn what_is_in_a_pipe_can_be_read_while_a_socket_is_silent() {
+        let (near, far) = UnixStream::pair().unwrap();
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let (mut reader, mut writer) = (File::from(reader), File::from(writer));
+        let to = OwnedFd::from(writer.try_clone().unwrap());
+        let joined = std::thread::spawn(move || join(&near.into(), &to));
+        std::thread::sleep(Duration::from_millis(50)); // it waits for the socket by now
+        writer.write_all(b"before").unwrap();
+        let (tell, told) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut found = [0; 6];
+            reader.read_exact(&mut found).unwrap();
+            tell.send(found).unwrap();
+            reader.read_exact(&mut found).unwrap();
+            tell.send(found).unwrap();
+        });
+        let limit = Duration::from_secs(10);
+        assert_eq!(&told.recv_timeout(limit).unwrap(), b"before");
+        (&far).write_all(b"behind").unwrap();
+        assert_eq!(&told.recv_timeout(limit).unwrap(), b"behind");
+        drop(far);
+        joined.join().unwrap();
+    }
 }

@@ -58,6 +58,36 @@ fn a_laptop_asks_and_receives() {
 }
 
 #[test]
+fn an_account_of_the_servers_machine_asks() {
+    if !possible() {
+        return;
+    }
+    let team = Team::new();
+    let leftovers = team.leftovers();
+    let mut asked = team.host("backup1").command("root", "env");
+    asked.args(["PGTHAW_SERVER=/run/pgthaw/server.sock", "timeout", "60", "pgthaw", "export"]);
+    asked.args(["prod", "-d", "crm", "-d", "sales", "--to", "/root/monday"]);
+    team.wants(0, &["export"], &asked.output().unwrap());
+    let meta = std::fs::metadata(team.host("backup1").path("/root/monday")).unwrap();
+    assert_eq!(meta.uid(), 0, "it belongs to who asked, not to the service");
+    team.assert_delivered("backup1", "/root/monday");
+    assert_nothing_left(&leftovers, "asked on the server's machine");
+}
+
+#[test]
+fn a_server_that_was_carried_over_takes_its_program_along() {
+    if !possible() {
+        return;
+    }
+    let team = Team::new();
+    let leftovers = team.leftovers();
+    let mut asked = team.host("laptop").command("ann", "env");
+    asked.args(["PGTHAW_SERVER=ssh://dba@db-stage", "pgthaw", "sessions"]);
+    team.wants(0, &["sessions"], &asked.output().unwrap());
+    assert_nothing_left(&leftovers, "a server elsewhere");
+}
+
+#[test]
 fn a_closed_laptop_goes_on_later() {
     if !possible() {
         return;
