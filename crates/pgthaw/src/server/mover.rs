@@ -18,6 +18,7 @@ use pgthaw_mover::{ACCEPT_LIMIT, Answer, Fingerprint, Order};
 use pgthaw_session::{MoverChoice, TakenWay};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use rustix::net::{Shutdown, shutdown};
 use rustix::pipe::{SpliceFlags, splice};
 use tokio::sync::watch;
 
@@ -275,6 +276,12 @@ impl Half {
 
 /// Moves bytes from one end into the other until one of them ends. One may be a socket, of somebody on this machine.
 fn join(from: &OwnedFd, to: &OwnedFd) {
+    move_all(from, to);
+    // A pipe ends when it is dropped, a socket is still held by the other direction.
+    let _ = shutdown(to, Shutdown::Write);
+}
+
+fn move_all(from: &OwnedFd, to: &OwnedFd) {
     loop {
         // A splice from a socket holds the lock of the pipe that it writes to while it waits for bytes (Linux, `fs/splice.c`), and
         // with it that pipe's reader: it is to find some.
@@ -318,6 +325,20 @@ mod tests {
         (&far).write_all(b"behind").unwrap();
         assert_eq!(&told.recv_timeout(limit).unwrap(), b"behind");
         drop(far);
+        joined.join().unwrap();
+    }
+
+    #[test]
+    fn the_end_of_a_pipe_is_the_end_of_a_socket() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let _other_direction = near.try_clone().unwrap();
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let joined = std::thread::spawn(move || join(&reader, &near.into()));
+        File::from(writer).write_all(b"all").unwrap();
+        far.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let mut found = Vec::new();
+        far.read_to_end(&mut found).unwrap();
+        assert_eq!(found, b"all");
         joined.join().unwrap();
     }
 }
