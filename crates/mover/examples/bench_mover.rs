@@ -1,6 +1,6 @@
 //! Measures delivery to another process of this machine against `rsync -e ssh`, alternated, each with throughput and the
 //! CPU seconds of both sides per GB; then what it costs that either half is killed in the middle of the large file, and, with
-//! `DISK`, delivery to a disk against writing and syncing the same bytes there.
+//! `DISK`, delivery to a disk against writing and syncing the same bytes there, and against delivery to memory.
 //!
 //! ```text
 //! cargo run --release -p pgthaw-mover --example bench_mover -- DIR [GB [ROUNDS [DISK]]]
@@ -132,11 +132,12 @@ fn rchar(pid: u32) -> Result<u64> {
     Ok(line.parse()?)
 }
 
-/// Delivers the large file to a disk, in turns with writing and syncing the same bytes there.
+/// Delivers the large file to a disk, in turns with writing and syncing the same bytes there, and with delivering it to memory: the
+/// slower of the two is what a disk can have.
 fn to_disk(work: &Path, disk: &Path, rounds: usize) -> Result<()> {
     let dump = work.join("large");
     let bytes = size_of(&dump)? as f64;
-    let (mut plain, mut direct) = (Vec::new(), Vec::new());
+    let (mut plain, mut direct, mut memory) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
         claim_memory(bytes as usize);
         let begun = Instant::now();
@@ -158,12 +159,21 @@ fn to_disk(work: &Path, disk: &Path, rounds: usize) -> Result<()> {
         moving("direct", &dump, &disk.join("target"))?;
         direct.push(begun.elapsed().as_secs_f64());
         fs::remove_dir_all(disk.join("target"))?;
+        claim_memory(bytes as usize);
+        let begun = Instant::now();
+        moving("direct", &dump, &work.join("target"))?;
+        memory.push(begun.elapsed().as_secs_f64());
+        fs::remove_dir_all(work.join("target"))?;
     }
+    let rate = |seconds: &[f64]| bytes / median(seconds.iter().copied()) / 1e6;
+    let part = |of: &[f64]| median(of.iter().zip(&direct).map(|(of, direct)| of / direct));
     println!(
-        "to a disk: {:.0} MB/s; {:.0} MB/s written and synced; {:.2} of its speed",
-        bytes / median(direct.iter().copied()) / 1e6,
-        bytes / median(plain.iter().copied()) / 1e6,
-        median(plain.iter().zip(&direct).map(|(plain, direct)| plain / direct)),
+        "to a disk: {:.0} MB/s; {:.0} MB/s written and synced: {:.2} of its speed; {:.0} MB/s to memory: {:.2} of that",
+        rate(&direct),
+        rate(&plain),
+        part(&plain),
+        rate(&memory),
+        part(&memory),
     );
     Ok(())
 }
