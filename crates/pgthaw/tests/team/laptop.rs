@@ -66,11 +66,11 @@ fn an_account_of_the_servers_machine_asks() {
     let leftovers = team.leftovers();
     let mut asked = team.host("backup1").command("root", "env");
     asked.args(["PGTHAW_SERVER=/run/pgthaw/server.sock", "timeout", "60", "pgthaw", "export"]);
-    asked.args(["prod", "-d", "crm", "-d", "sales", "--to", "/root/monday"]);
+    asked.args(["prod", "-d", "crm", "-d", "sales", "--to", "/srv/monday"]);
     team.wants(0, &["export"], &asked.output().unwrap());
-    let meta = std::fs::metadata(team.host("backup1").path("/root/monday")).unwrap();
+    let meta = std::fs::metadata(team.host("backup1").path("/srv/monday")).unwrap();
     assert_eq!(meta.uid(), 0, "it belongs to who asked, not to the service");
-    team.assert_delivered("backup1", "/root/monday");
+    team.assert_delivered("backup1", "/srv/monday");
     assert_nothing_left(&leftovers, "asked on the server's machine");
 }
 
