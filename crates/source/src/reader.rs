@@ -36,12 +36,13 @@ use progress::Progress;
 use statistics::Counters;
 use stream::Purpose;
 
-/// Decoded bytes of one chunk: eight of PostgreSQL's pages, and what one block of pgBackRest's LZ4 frames holds.
-pub const CHUNK: u64 = 64 * 1024;
+/// Decoded bytes of one chunk: as many as the kernel asks for at once for PostgreSQL (its usual read-ahead). Of several blocks of
+/// 64 KiB, as pgBackRest's LZ4 frames have them, the library copies only the first and the last.
+pub const CHUNK: u64 = 128 * 1024;
 /// Chunks decoded under one hold of a file's lock when a file is verified whole.
 const STRIDE: u64 = 256;
 /// Longest read-ahead, bytes.
-const AHEAD_LIMIT: u64 = 1024 * 1024;
+const AHEAD_LIMIT: u64 = 2 * 1024 * 1024;
 /// Reads as far apart as this still count as sequential: the kernel may send some at once, in any order.
 const SEQUENTIAL_GAP: u64 = 256 * 1024;
 /// Memory that idle cursors may hold however small the cache is.
@@ -213,7 +214,8 @@ impl Reader {
         }
         let window = self.window(state);
         let from = state.last_end.load(Ordering::Relaxed) / CHUNK;
-        let end = from.saturating_add(window / CHUNK).min(self.chunk_count(file));
+        let (end, count) = (from.saturating_add(window / CHUNK), self.chunk_count(file));
+        let end = if end < count.saturating_sub(1) { end } else { count }; // the last chunk goes with the one before it
         let Ok(mut progress) = state.progress.try_lock() else { return };
         let stands = lock(&self.cursors).nearest(file, end.saturating_sub(1));
         if let Some(stands) = stands.filter(|stands| from.saturating_sub(*stands) <= window / CHUNK)

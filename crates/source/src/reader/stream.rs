@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::cursor::{Cursor, StoredRange};
-use super::digesting::Helper;
 use super::error::{Place, ReadError};
 use super::progress::{Chunk, Progress};
 use super::{CHUNK, Reader, SEQUENTIAL_GAP, STRIDE, State, chunks_of, copy_part, lock};
@@ -147,8 +146,6 @@ impl Reader {
             return self.finish(file, state, progress, &mut cursor);
         }
         let keep = !matches!(purpose, Purpose::Verify { keep: false });
-        // One chunk is hashed sooner than a thread wakes up.
-        let helper = (wanted.end.saturating_sub(wanted.start) > 1).then_some(&self.digests);
         let mut cursor: Option<Cursor> = None;
         for index in wanted {
             let found = lock(&self.cache).get((file, index));
@@ -171,14 +168,14 @@ impl Reader {
             while current.next < index {
                 // What was only decoded on the way must not drive out what was asked for.
                 let near = index - current.next <= self.cache_bytes / 8 / CHUNK;
-                self.step(file, state, progress, current, keep && near, helper)?;
+                self.step(file, state, progress, current, keep && near)?;
             }
-            sink(index, &self.step(file, state, progress, current, keep, helper)?);
+            sink(index, &self.step(file, state, progress, current, keep)?);
         }
         let Some(mut cursor) = cursor else { return Ok(()) };
         if cursor.next + 1 == count && !state.is_whole() {
             // So near the end, the digest is worth the rest. What cannot be read now need not be.
-            match self.step(file, state, progress, &mut cursor, keep, helper) {
+            match self.step(file, state, progress, &mut cursor, keep) {
                 Err(err) if err.may_pass() => return Ok(()),
                 other => other?,
             };
@@ -198,7 +195,6 @@ impl Reader {
         progress: &mut Progress,
         cursor: &mut Cursor,
         keep: bool,
-        helper: Option<&Helper>,
     ) -> Result<Arc<Buffer>, ReadError> {
         let map = &self.files[file];
         let index = cursor.next;
@@ -209,6 +205,8 @@ impl Reader {
         let chunk = Arc::new(bytes);
         cursor.next += 1;
         self.counters.decoded_bytes.add(length);
+        // The digest of a file's last chunk is wanted at once.
+        let helper = (cursor.next < self.chunk_count(file)).then_some(&self.digests);
         match progress.take_chunk(index, &chunk, helper) {
             Some(Chunk::New) => {}
             Some(Chunk::SeenBefore) => self.counters.decoded_again_bytes.add(length),

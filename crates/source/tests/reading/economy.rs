@@ -62,7 +62,7 @@ fn a_small_cache_decodes_again_but_not_from_the_start() {
     let size = 8 << 20;
     for codec in [Codec::Gzip, Codec::Lz4, Codec::Zstd] {
         let file = Stored::new(codec, content(size, 33));
-        let (reader, _) = reader(&[file], 256 << 10);
+        let (reader, _) = reader(&[file], 4 * CHUNK);
         let mut buf = [0; 8192];
         // Two readers go through the file, one of them far behind the other.
         for step in 0..(size as u64 / 8192) {
@@ -82,9 +82,9 @@ fn a_small_cache_decodes_again_but_not_from_the_start() {
 fn many_files_in_turn_keep_their_cursors() {
     let files: Vec<Stored> =
         (0..20).map(|seed| Stored::new(Codec::Lz4, content(2 << 20, seed))).collect();
-    let (reader, _) = reader(&files, 4 * MIB);
-    let mut buf = [0; 65_536];
-    for step in 0..32 {
+    let (reader, _) = reader(&files, 64 * CHUNK);
+    let mut buf = [0; CHUNK as usize];
+    for step in 0..2 * MIB / CHUNK {
         for file in 0..files.len() {
             reader.read_at(file, step * CHUNK, &mut buf).unwrap();
         }
