@@ -1,6 +1,7 @@
 //! Measures delivery to another process of this machine against `rsync -e ssh`, alternated, each with throughput and the
 //! CPU seconds of both sides per GB; then what it costs that either half is killed in the middle of the large file, and, with
-//! `DISK`, delivery to a disk against writing and syncing the same bytes there, and against delivery to memory.
+//! `DISK`, delivery to a disk against writing and syncing the same bytes there, and against delivery to memory: as the disk is,
+//! and (as root) held to half of what goes to memory, so that it is the disk that limits and not the processors.
 //!
 //! ```text
 //! cargo run --release -p pgthaw-mover --example bench_mover -- DIR [GB [ROUNDS [DISK]]]
@@ -23,12 +24,16 @@ use pgthaw_mover::{
     Connection, CopyFile, Directory, Heartbeat, Identity, Listener, Offer, Place, RemoteOptions,
     RemoteTarget, Reuse, Target, TargetDirectory, dial, receive,
 };
-use pgthaw_testkit::claim_memory;
+use pgthaw_testkit::{HeldDisk, claim_memory};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 const MANY_FILES: usize = 2000;
 const SMALL: usize = 100_000;
+/// At least this part of a disk's speed.
+const OF_A_DISK: f64 = 0.9;
+/// What a disk takes beyond its limit while it is measured counts as held all the same.
+const HELD: f64 = 1.05;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -54,7 +59,7 @@ fn bench(dir: &Path, gigabytes: u64, rounds: usize, disk: Option<&Path>) -> Resu
     if let Some(disk) = disk {
         let disk = disk.join(name);
         fs::create_dir_all(&disk)?;
-        done = done.and_then(|()| to_disk(&work, &disk, rounds));
+        done = done.and_then(|()| to_disks(&work, &disk, rounds));
         fs::remove_dir_all(&disk)?;
     }
     fs::remove_dir_all(&work)?;
@@ -132,9 +137,55 @@ fn rchar(pid: u32) -> Result<u64> {
     Ok(line.parse()?)
 }
 
-/// Delivers the large file to a disk, in turns with writing and syncing the same bytes there, and with delivering it to memory: the
-/// slower of the two is what a disk can have.
-fn to_disk(work: &Path, disk: &Path, rounds: usize) -> Result<()> {
+/// Delivers the large file to a disk as it is, and to the same held back.
+fn to_disks(work: &Path, disk: &Path, rounds: usize) -> Result<()> {
+    let free = to_disk(work, disk, rounds)?;
+    println!(
+        "to a disk: {:.0} MB/s; {:.0} MB/s written and synced: {:.2} of its speed; {:.0} MB/s to memory: {:.2} of that",
+        free.direct,
+        free.plain,
+        free.direct / free.plain,
+        free.memory,
+        free.direct / free.memory,
+    );
+    let limit = (free.memory / 2.0).round();
+    let held = match HeldDisk::hold(disk, limit as u64 * 1_000_000) {
+        Ok(held) => held,
+        Err(err) => {
+            println!("to a disk held to {limit} MB/s: not measured, it cannot be held: {err}");
+            return Ok(());
+        }
+    };
+    let slow = to_disk(work, disk, rounds.min(3))?;
+    drop(held);
+    if slow.plain > limit * HELD {
+        println!(
+            "to a disk held to {limit} MB/s: not measured, it takes {:.0} MB/s all the same",
+            slow.plain
+        );
+        return Ok(());
+    }
+    let part = slow.direct / limit;
+    println!(
+        "to a disk held to {limit} MB/s: {:.0} MB/s, {part:.2} of it, at least {OF_A_DISK}: {}; {:.0} MB/s written and synced",
+        slow.direct,
+        if part >= OF_A_DISK { "kept" } else { "MISSED" },
+        slow.plain,
+    );
+    Ok(())
+}
+
+/// Rates in MB/s.
+struct DiskRates {
+    direct: f64,
+    /// Written and synced.
+    plain: f64,
+    /// Delivered to memory: what the processors can do.
+    memory: f64,
+}
+
+/// Delivers the large file to a disk, in turns with writing and syncing the same bytes there, and with delivering it to memory.
+fn to_disk(work: &Path, disk: &Path, rounds: usize) -> Result<DiskRates> {
     let dump = work.join("large");
     let bytes = size_of(&dump)? as f64;
     let (mut plain, mut direct, mut memory) = (Vec::new(), Vec::new(), Vec::new());
@@ -166,16 +217,7 @@ fn to_disk(work: &Path, disk: &Path, rounds: usize) -> Result<()> {
         fs::remove_dir_all(work.join("target"))?;
     }
     let rate = |seconds: &[f64]| bytes / median(seconds.iter().copied()) / 1e6;
-    let part = |of: &[f64]| median(of.iter().zip(&direct).map(|(of, direct)| of / direct));
-    println!(
-        "to a disk: {:.0} MB/s; {:.0} MB/s written and synced: {:.2} of its speed; {:.0} MB/s to memory: {:.2} of that",
-        rate(&direct),
-        rate(&plain),
-        part(&plain),
-        rate(&memory),
-        part(&memory),
-    );
-    Ok(())
+    Ok(DiskRates { direct: rate(&direct), plain: rate(&plain), memory: rate(&memory) })
 }
 
 fn compare(work: &Path, gigabytes: u64, rounds: usize) -> Result<()> {
