@@ -28,8 +28,9 @@ impl HeldDisk {
     pub fn hold(path: &Path, bytes_per_second: u64) -> io::Result<Self> {
         let disk = disk_of(path)?;
         if Path::new(FIRST_VERSION).exists() {
+            let held = release(&format!("echo {disk} 0 > {FIRST_VERSION}"))?;
             fs::write(FIRST_VERSION, format!("{disk} {bytes_per_second}"))?;
-            return release(&format!("echo {disk} 0 > {FIRST_VERSION}"));
+            return Ok(held);
         }
         let own = fs::read_to_string("/proc/self/cgroup")?;
         let own = own.lines().find_map(|line| line.strip_prefix("0::/"));
