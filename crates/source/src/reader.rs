@@ -43,6 +43,8 @@ pub const CHUNK: u64 = 128 * 1024;
 const STRIDE: u64 = 256;
 /// Longest read-ahead, bytes.
 const AHEAD_LIMIT: u64 = 2 * 1024 * 1024;
+/// Bytes read in sequence after which the kernel keeps what was read, and this cache need not.
+const KEPT_BY_KERNEL: u64 = 1024 * 1024;
 /// Reads as far apart as this still count as sequential: the kernel may send some at once, in any order.
 const SEQUENTIAL_GAP: u64 = 256 * 1024;
 /// Memory that idle cursors may hold however small the cache is.
@@ -311,7 +313,7 @@ impl Reader {
     fn note(&self, file: usize, state: &State, offset: u64, length: usize) {
         state.note(offset, length);
         // Of files that are not in chunks, the cache has none.
-        if !self.keeps(file) && state.sequence.load(Ordering::Relaxed) > AHEAD_LIMIT {
+        if !self.keeps(file) && state.sequence.load(Ordering::Relaxed) > KEPT_BY_KERNEL {
             lock(&self.cache).pass(file, offset, length);
         }
     }

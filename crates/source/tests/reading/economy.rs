@@ -82,7 +82,7 @@ fn a_small_cache_decodes_again_but_not_from_the_start() {
 fn many_files_in_turn_keep_their_cursors() {
     let files: Vec<Stored> =
         (0..20).map(|seed| Stored::new(Codec::Lz4, content(2 << 20, seed))).collect();
-    let (reader, _) = reader(&files, 64 * CHUNK);
+    let (reader, _) = reader(&files, 4 * MIB);
     let mut buf = [0; CHUNK as usize];
     for step in 0..2 * MIB / CHUNK {
         for file in 0..files.len() {
