@@ -129,6 +129,7 @@ pub fn refusal(rules: &[Rule], asked: &Asked) -> Option<String> {
         ("--dump-dir", request.dump_dir.is_some()),
         ("--work-dir", request.work_dir.is_some()),
         ("--keep-dump", request.keep_dump),
+        ("--allow-unisolated", request.allow_unisolated),
         (
             "--read-from",
             request.read_from_staging.as_ref().is_some_and(|path| !path.as_os_str().is_empty()),

@@ -3,11 +3,17 @@
 //! A role's or database's own settings beat the server's configuration and command line; what a client
 //! sends when it connects beats them. So every connection, pg_dump's too, sends [`session_options`].
 
+use std::io;
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
+use rustix::fs::{FileType, Mode, OFlags};
 use serde::{Deserialize, Serialize};
+use tokio::net::UnixStream;
+use tokio_postgres::error::DbError;
 use tokio_postgres::{Client, NoTls};
 
+use crate::process::ProcessId;
 use crate::version::Major;
 
 /// What each connection sets for itself: name, value, first major that knows it.
@@ -59,22 +65,53 @@ pub struct Endpoint {
     pub user: String,
     /// The server's major version.
     pub major: Major,
+    /// The postmaster that we started, and its account's number: nobody else is talked to. None if it is not known.
+    pub server: Option<(ProcessId, u32)>,
 }
 
 /// A connection or a query that failed.
 #[derive(Debug, thiserror::Error)]
-#[error("{purpose}: {}", words(source))]
+#[error("{purpose}: {}", cause.words())]
 pub struct SqlError {
     /// What was asked for: "list the databases".
     pub purpose: String,
+    /// Why it was not answered.
+    pub cause: SqlCause,
+}
+
+/// Why a query was not answered.
+#[derive(Debug)]
+pub enum SqlCause {
     /// The server's or the client's error.
-    pub source: tokio_postgres::Error,
+    Sql(tokio_postgres::Error),
+    /// The socket.
+    Socket(io::Error),
+    /// Another process than the server that we started answers there.
+    Stranger(String),
+}
+
+impl SqlCause {
+    fn words(&self) -> String {
+        match self {
+            Self::Sql(error) => words(error),
+            Self::Socket(error) => error.to_string(),
+            Self::Stranger(what) => what.clone(),
+        }
+    }
 }
 
 impl SqlError {
+    /// Returns the server's own error, if the server answered at all.
+    pub fn server(&self) -> Option<&DbError> {
+        match &self.cause {
+            SqlCause::Sql(error) => error.as_db_error(),
+            SqlCause::Socket(_) | SqlCause::Stranger(_) => None,
+        }
+    }
+
     /// Returns the server's SQLSTATE, if the server answered at all.
     pub fn code(&self) -> Option<&str> {
-        self.source.as_db_error().map(|error| error.code().code())
+        self.server().map(|error| error.code().code())
     }
 }
 
@@ -93,7 +130,7 @@ fn words(error: &tokio_postgres::Error) -> String {
 
 /// Turns a client error into a [`SqlError`] with the query's purpose.
 pub(crate) fn failed(purpose: impl Into<String>) -> impl FnOnce(tokio_postgres::Error) -> SqlError {
-    move |source| SqlError { purpose: purpose.into(), source }
+    move |error| SqlError { purpose: purpose.into(), cause: SqlCause::Sql(error) }
 }
 
 impl Endpoint {
@@ -104,20 +141,53 @@ impl Endpoint {
     pub async fn connect(&self, database: &str) -> Result<Client, SqlError> {
         let mut config = tokio_postgres::Config::new();
         config
-            .host_path(&self.socket_directory)
-            .port(self.port)
             .user(&self.user)
             .dbname(database)
             .application_name("pgthaw")
             .options(session_options(self.major));
         let purpose = format!("connect to the database \"{database}\" as \"{}\"", self.user);
-        let (client, connection) = config.connect(NoTls).await.map_err(failed(purpose))?;
+        let stream = match self.reach().await {
+            Ok(stream) => stream,
+            Err(cause) => return Err(SqlError { purpose, cause }),
+        };
+        let connected = config.connect_raw(stream, NoTls).await;
+        let (client, connection) = connected.map_err(failed(purpose))?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!("a connection to the instance ended: {error}");
             }
         });
         Ok(client)
+    }
+
+    /// Reaches the socket, and makes sure before the first byte that it is the server's that we started: code in a backup can
+    /// put a link to another server's socket, or a socket of its own, in the place of the instance's.
+    async fn reach(&self) -> Result<UnixStream, SqlCause> {
+        let path = self.socket_directory.join(format!(".s.PGSQL.{}", self.port));
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let socket = rustix::fs::open(&path, flags, Mode::empty());
+        let socket = socket.map_err(|errno| SqlCause::Socket(errno.into()))?;
+        let kind = rustix::fs::fstat(&socket).map(|stat| FileType::from_raw_mode(stat.st_mode));
+        if kind != Ok(FileType::Socket) {
+            let what = format!("`{}` is not the socket that PostgreSQL made", path.display());
+            return Err(SqlCause::Stranger(what));
+        }
+        // by its descriptor: what has the name by now may be another
+        let stream = UnixStream::connect(format!("/proc/self/fd/{}", socket.as_raw_fd())).await;
+        let stream = stream.map_err(SqlCause::Socket)?;
+        let Some((server, uid)) = self.server else { return Ok(stream) };
+        // who called listen(2), in our own process namespace (unix(7), SO_PEERCRED)
+        let peer = stream.peer_cred().map_err(SqlCause::Socket)?;
+        let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0);
+        if peer.uid() == uid && pid == server.pid && server.is_alive() {
+            return Ok(stream);
+        }
+        Err(SqlCause::Stranger(format!(
+            "process {pid} of user {} answers at `{}`, and not the server, process {} of user {uid}",
+            peer.uid(),
+            path.display(),
+            server.pid
+        )))
     }
 
     /// Returns a connection string for PostgreSQL's own programs, such as pg_dump's `--dbname`.
@@ -168,6 +238,7 @@ mod tests {
             port: 5432,
             user: "o'\\x".into(),
             major: Major::OLDEST,
+            server: None,
         };
         let text = endpoint.connection_string("--host=evil user=x");
         assert_eq!(text, r"host='/a b/c\'d' port=5432 user='o\'\\x' dbname='--host=evil user=x'");

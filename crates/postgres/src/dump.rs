@@ -5,8 +5,8 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::path::PathBuf;
-use std::process::{Command, ExitStatus, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -20,9 +20,10 @@ use crate::connection::{Endpoint, program_options};
 pub use crate::dump_arguments::{
     ArgumentError, Given, arguments, given_options, validate_user_arguments,
 };
-use crate::launch::clean_environment;
+use crate::launch::{Launch, client_view};
 use crate::os_user::OsUser;
-use crate::process::{self, Child, ProcessId};
+use crate::process::{Child, ProcessId};
+use crate::root::{Confinement, Streams};
 
 /// How long pg_dump may take to end after SIGTERM, and again after SIGKILL.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
@@ -57,6 +58,8 @@ pub struct DumpPlan {
     pub lock_wait_timeout: Duration,
     /// The session's marker, for the environment.
     pub marker: String,
+    /// What walls pg_dump in: what it is told by the instance is hostile input.
+    pub confinement: Confinement,
 }
 
 /// Why a dump was not begun or cannot be followed.
@@ -220,15 +223,23 @@ impl Dump {
         }
         let program = plan.binaries.pg_dump.clone();
         let failed = |source| DumpError::Spawn { program: program.clone(), source };
-        let mut command = Command::new(&plan.binaries.pg_dump);
-        clean_environment(&mut command, &plan.marker);
-        command.env("PGOPTIONS", program_options(plan.endpoint.major));
-        command.args(arguments).current_dir("/");
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        if let Some(user) = &plan.os_user {
-            user.run_as(&mut command);
-        }
-        let mut child = process::spawn(command, Signal::KILL).map_err(failed)?;
+        let parent = plan.output.parent().unwrap_or(Path::new("/"));
+        let launch = Launch {
+            binaries: &plan.binaries,
+            program: &plan.binaries.pg_dump,
+            arguments: arguments.into_iter().map(Into::into).collect(),
+            environment: vec![("PGOPTIONS".into(), program_options(plan.endpoint.major).into())],
+            directory: Path::new("/"),
+            os_user: plan.os_user.as_ref(),
+            marker: &plan.marker,
+            confinement: &plan.confinement,
+            view: client_view(&plan.endpoint, Some(parent)),
+            libraries: Vec::new(),
+            isolation: None,
+            death_signal: Signal::KILL,
+        };
+        let streams = Streams { stderr: Stdio::piped(), ..Streams::null() };
+        let mut child = launch.start(streams).map_err(failed)?;
         let errors = match child.take_stderr() {
             Ok(errors) => errors,
             Err(source) => {

@@ -509,6 +509,7 @@ mod tests {
                 port: 5432,
                 user: "o'b".into(),
                 major,
+                server: None,
             },
             database: "-Fc x='1'".into(),
             output: "/dump/a b".into(),
@@ -519,6 +520,7 @@ mod tests {
             os_user: None,
             lock_wait_timeout: Duration::from_secs(600),
             marker: String::new(),
+            confinement: crate::root::Confinement::Unisolated,
         };
         let words = arguments(&plan).unwrap();
         let words: Vec<&str> = words.iter().map(|word| word.to_str().unwrap()).collect();

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use rustix::process::Signal;
 use tokio::io::AsyncReadExt;
@@ -14,9 +14,9 @@ use tokio::io::AsyncReadExt;
 use crate::binaries::Binaries;
 use crate::connection::{Endpoint, program_options};
 use crate::inspect::literal;
-use crate::launch::clean_environment;
+use crate::launch::{Launch, client_view};
 use crate::os_user::OsUser;
-use crate::process;
+use crate::root::{Confinement, Streams};
 
 /// Why there is no `globals.sql`.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +70,8 @@ pub struct GlobalsPlan<'a> {
     pub restrict_key: &'a str,
     /// The session's marker, for the environment.
     pub marker: &'a str,
+    /// What walls pg_dumpall in.
+    pub confinement: &'a Confinement,
 }
 
 /// Runs pg_dumpall and returns what it prints. The text may hold password hashes.
@@ -90,14 +92,22 @@ pub async fn dump(plan: &GlobalsPlan<'_>) -> Result<String, GlobalsError> {
 
 async fn run(plan: &GlobalsPlan<'_>, arguments: &[String]) -> Result<String, GlobalsError> {
     let failed = |source| GlobalsError::Run { source };
-    let mut command = Command::new(&plan.binaries.pg_dumpall);
-    clean_environment(&mut command, plan.marker);
-    command.env("PGOPTIONS", program_options(plan.endpoint.major)).args(arguments).current_dir("/");
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    if let Some(user) = plan.os_user {
-        user.run_as(&mut command);
-    }
-    let mut child = process::spawn(command, Signal::KILL).map_err(failed)?;
+    let launch = Launch {
+        binaries: plan.binaries,
+        program: &plan.binaries.pg_dumpall,
+        arguments: arguments.iter().map(Into::into).collect(),
+        environment: vec![("PGOPTIONS".into(), program_options(plan.endpoint.major).into())],
+        directory: Path::new("/"),
+        os_user: plan.os_user,
+        marker: plan.marker,
+        confinement: plan.confinement,
+        view: client_view(plan.endpoint, None),
+        libraries: Vec::new(),
+        isolation: None,
+        death_signal: Signal::KILL,
+    };
+    let streams = Streams { stdout: Stdio::piped(), stderr: Stdio::piped(), ..Streams::null() };
+    let mut child = launch.start(streams).map_err(failed)?;
     let (mut text, mut said) = (Vec::new(), Vec::new());
     let mut output = child.take_stdout().map_err(failed)?;
     let mut errors = child.take_stderr().map_err(failed)?;

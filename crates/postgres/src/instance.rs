@@ -5,7 +5,7 @@
 //! [`Instance::start`], [`Instance::wait_ready`], [`Instance::stop`].
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -13,10 +13,13 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::connection::{Endpoint, SqlError};
-use crate::isolation::{Isolation, isolation_possible};
-use crate::launch::{log_path, open_log, server_command, write_configuration};
+use crate::isolation::Isolation;
+use crate::launch::{
+    close_socket_directory, log_path, open_log, read_log, start_server, write_configuration,
+};
 use crate::log::{Failure, LogError, RecoveryEnd, explain_failure, recovery_end};
-use crate::process::{self, Child, ProcessId};
+use crate::process::{self, Child, KILL_LIMIT, ProcessId};
+use crate::root::Streams;
 pub use crate::settings::{InstancePlan, PORT, Preload, Recovery, locks_per_transaction, settings};
 use crate::shared_memory;
 
@@ -24,8 +27,6 @@ use crate::shared_memory;
 const FAST_LIMIT: Duration = Duration::from_secs(60);
 /// How long an immediate shutdown may take; the server itself kills its children after 5 s.
 const IMMEDIATE_LIMIT: Duration = Duration::from_secs(10);
-/// How long a killed process may take; longer waits are inside the kernel.
-const KILL_LIMIT: Duration = Duration::from_secs(5);
 /// How often a start is looked at.
 const POLL: Duration = Duration::from_millis(50);
 
@@ -153,6 +154,7 @@ pub struct Instance {
     plan: InstancePlan,
     child: Child,
     isolation: Isolation,
+    log: File,
     log_start: u64,
     replay: Option<Replay>,
     ended: Option<ExitStatus>,
@@ -167,20 +169,22 @@ struct Replay {
 }
 
 impl Instance {
-    /// Writes the configuration and starts the server; does not wait until it answers.
+    /// Writes the configuration and starts the server, in a root of its own unless the plan says otherwise; does not wait
+    /// until it answers.
     ///
     /// The server ends with our process, however that ends (see [`process::spawn`]).
     ///
     /// # Errors
     /// [`InstanceError`] if the plan is impossible, a file cannot be written or the server not be run.
     pub fn start(plan: InstancePlan) -> Result<Self, InstanceError> {
-        Self::start_isolated(plan, isolation_possible())
+        let isolation = Isolation::of(&plan.confinement);
+        Self::start_isolated(plan, isolation)
     }
 
-    /// Starts the server cut off just so; otherwise as [`Instance::start`].
+    /// Starts the server; where it has no root of its own, cut off just so.
     ///
     /// # Errors
-    /// As [`Instance::start`]; also if the machine refuses this isolation.
+    /// As [`Instance::start`].
     pub fn start_isolated(plan: InstancePlan, isolation: Isolation) -> Result<Self, InstanceError> {
         if let Some(objection) = crate::settings::objection(&plan) {
             return Err(InstanceError::Plan(objection));
@@ -190,10 +194,10 @@ impl Instance {
         let in_log = |source| InstanceError::File { path: log_path.clone(), source };
         let log = open_log(&plan).map_err(in_log)?;
         let log_start = log.metadata().map_err(in_log)?.len();
-        let mut command = server_command(&plan, &isolation, &log).map_err(in_log)?;
-        command.stdin(Stdio::null());
-        let spawned = process::spawn(command, Signal::QUIT);
-        let child = spawned.map_err(|source| InstanceError::Spawn {
+        let stream = || log.try_clone().map(Stdio::from).map_err(in_log);
+        let streams = Streams { stdin: Stdio::null(), stdout: stream()?, stderr: stream()? };
+        let started = start_server(&plan, &isolation, (&[], &[]), streams, Signal::QUIT);
+        let child = started.map_err(|source| InstanceError::Spawn {
             program: plan.binaries.postgres.clone(),
             source,
         })?;
@@ -203,7 +207,7 @@ impl Instance {
             child.id().pid,
             isolation.describe()
         );
-        Ok(Self { plan, child, isolation, log_start, replay: None, ended: None })
+        Ok(Self { plan, child, isolation, log, log_start, replay: None, ended: None })
     }
 
     /// Returns the plan it was started by.
@@ -224,11 +228,18 @@ impl Instance {
     /// Returns where it answers, for connections as `user`.
     pub fn endpoint(&self, user: &str) -> Endpoint {
         Endpoint {
-            socket_directory: self.plan.instance_directory.clone(),
+            socket_directory: self.plan.socket_directory(),
             port: PORT,
             user: user.into(),
             major: self.plan.binaries.major,
+            server: Some((self.id(), self.owner())),
         }
+    }
+
+    /// Returns the number of the account that runs the server.
+    fn owner(&self) -> u32 {
+        let user = self.plan.os_user.as_ref().map(|user| user.uid);
+        user.unwrap_or_else(|| rustix::process::geteuid().as_raw())
     }
 
     /// Returns whether the server process still runs.
@@ -247,11 +258,7 @@ impl Instance {
     /// # Errors
     /// If the log cannot be read.
     pub fn log(&self) -> io::Result<String> {
-        let mut file = File::open(log_path(&self.plan))?;
-        file.seek(SeekFrom::Start(self.log_start))?;
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
+        read_log(&self.log, self.log_start)
     }
 
     /// Returns where the recovery of this start ended; ask after [`Instance::wait_ready`].
@@ -280,7 +287,7 @@ impl Instance {
         if !self.is_running()? {
             return Err(self.ended_error());
         }
-        if let Some(startup) = startup_process(self.child.id().pid).await {
+        if let Some(startup) = startup_process(self.id().pid).await {
             return Ok(self.replaying(startup));
         }
         // no startup process: not begun yet, or recovery is over
@@ -333,7 +340,9 @@ impl Instance {
             let progress = self.progress(user).await?;
             on_progress(&progress);
             if progress == Progress::Ready {
-                return Ok(());
+                let path = self.plan.socket_directory();
+                return close_socket_directory(&self.plan)
+                    .map_err(|source| InstanceError::File { path, source });
             }
             tokio::time::sleep(POLL).await;
         }
@@ -403,9 +412,7 @@ impl Instance {
         if self.isolation.has_own_ipc() {
             return true;
         }
-        let owner = self.plan.os_user.as_ref().map(|user| user.uid);
-        let owner = owner.unwrap_or_else(|| rustix::process::geteuid().as_raw());
-        match shared_memory::remove_of(self.child.id().pid, owner) {
+        match shared_memory::remove_of(self.child.id().pid, self.owner()) {
             Ok(removal) => removal.in_use == 0,
             Err(error) => {
                 tracing::warn!("look for shared memory of a server that has ended: {error}");

@@ -1,46 +1,92 @@
-//! Namespaces that cut an instance off from the network and from other people's shared memory.
+//! How far an instance is cut off from this machine, and whether the kernel allows it.
 //!
-//! Code in a backup (C functions, triggers) runs in the instance; settings alone do not bind it. Where the
-//! kernel allows it the instance gets an empty network namespace and an IPC namespace of its own, made by
-//! root, or by an ordinary user inside a new user namespace. Unix sockets with a path work across them.
+//! Code in a backup (C functions, triggers, conditions that pg_dump evaluates) runs in the instance, and replay of WAL uses
+//! absolute paths of the original server: settings do not bind either. So an instance gets a root of its own
+//! ([`crate::root`]), made by root, or by an ordinary user inside a new user namespace. Where the kernel refuses, an
+//! export is refused, unless the user accepts the risk (`--allow-unisolated`): then there are the settings, and an empty
+//! network namespace if that at least can be had.
 
 use std::ffi::CString;
 use std::io;
 
 use serde::{Deserialize, Serialize};
 
-/// How far an instance can be cut off on this machine.
+use crate::binaries::Binaries;
+use crate::os_user::OsUser;
+use crate::process::KILL_LIMIT;
+use crate::root::host::Host;
+use crate::root::layout::{Account, View, layout};
+use crate::root::{self, Confinement, Helper, RootPlan, Streams, ids_of};
+
+/// How far an instance is cut off.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Isolation {
-    /// An empty network namespace and an own IPC namespace, made as root.
-    Namespaces,
-    /// The same inside a user namespace that maps only the user himself.
-    UserNamespace,
-    /// The kernel or the container refuses; only the settings isolate.
-    ConfigurationOnly {
-        /// What was refused.
-        reason: String,
+    /// A root of its own, made as root.
+    Root,
+    /// A root of its own inside a user namespace that maps only the user.
+    UserRoot,
+    /// No root of its own, because the user accepted that.
+    Unisolated {
+        /// An empty network namespace and an IPC namespace of its own, at least.
+        network: bool,
     },
 }
 
 impl Isolation {
+    /// Returns how far an instance with this confinement is cut off here.
+    pub fn of(confinement: &Confinement) -> Self {
+        match confinement {
+            Confinement::Root(_) if rustix::process::geteuid().is_root() => Self::Root,
+            Confinement::Root(_) => Self::UserRoot,
+            Confinement::Unisolated => Self::Unisolated { network: attempt(&Entry::new()).is_ok() },
+        }
+    }
+
     /// Returns whether the instance's shared memory lies in a namespace that ends with it.
     pub fn has_own_ipc(&self) -> bool {
-        !matches!(self, Self::ConfigurationOnly { .. })
+        !matches!(self, Self::Unisolated { network: false })
     }
 
     /// Returns one line for `check` and the log.
     pub fn describe(&self) -> String {
         match self {
-            Self::Namespaces => "isolated by an empty network namespace".into(),
-            Self::UserNamespace => {
-                "isolated by an empty network namespace in a user namespace".into()
+            Self::Root => "isolated in a root of its own".into(),
+            Self::UserRoot => "isolated in a root of its own, in a user namespace".into(),
+            Self::Unisolated { network: true } => {
+                "not isolated from this machine's files and processes (--allow-unisolated), only from its network".into()
             }
-            Self::ConfigurationOnly { reason } => {
-                format!("isolated by configuration only ({reason})")
+            Self::Unisolated { network: false } => {
+                "not isolated from this machine (--allow-unisolated)".into()
             }
         }
+    }
+}
+
+/// Tries whether a root of its own can be had here, by building one and leaving it. `binaries` are PostgreSQL's programs,
+/// if they were found.
+///
+/// # Errors
+/// What the kernel refused, on which object: a kernel may allow a user namespace and refuse the first mount in it.
+pub fn try_root(
+    helper: &Helper,
+    binaries: Option<&Binaries>,
+    user: Option<&OsUser>,
+) -> Result<(), String> {
+    let ids = ids_of(user);
+    let account = Account { name: "postgres".into(), uid: ids.0, gid: ids.1 };
+    let laid_out = layout(&Host::look(binaries, &[], user), &View::default(), &account);
+    let (steps, _) = laid_out.map_err(|error| error.to_string())?;
+    let plan = RootPlan { steps, program: None, ids };
+    let started = root::start(helper, &plan, "", Streams::null());
+    let mut child = started.map_err(|error| match std::error::Error::source(&error) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    })?;
+    match child.wait_blocking(KILL_LIMIT) {
+        Some(status) if status.success() => Ok(()),
+        Some(status) => Err(format!("the process that tried it ended with {status}")),
+        None => Err("the process that tried it does not end".into()),
     }
 }
 
@@ -56,25 +102,26 @@ struct Maps {
 }
 
 impl Entry {
-    /// Prepares the entry; `None` if there are no namespaces to enter.
-    pub(crate) fn prepare(isolation: &Isolation) -> Option<Self> {
+    /// Prepares the entry: a network and an IPC namespace, for an ordinary user in a user namespace.
+    fn new() -> Self {
         let alone = libc::CLONE_NEWNET | libc::CLONE_NEWIPC;
-        match isolation {
-            Isolation::Namespaces => Some(Self { flags: alone, maps: None }),
-            Isolation::UserNamespace => {
-                let uid = rustix::process::geteuid().as_raw();
-                let gid = rustix::process::getegid().as_raw();
-                let line = |id: u32| CString::new(format!("{id} {id} 1")).unwrap_or_default();
-                let deny = CString::from(c"deny");
-                let files = [
-                    (c"/proc/self/setgroups", deny),
-                    (c"/proc/self/uid_map", line(uid)),
-                    (c"/proc/self/gid_map", line(gid)),
-                ];
-                Some(Self { flags: alone | libc::CLONE_NEWUSER, maps: Some(Maps { files }) })
-            }
-            Isolation::ConfigurationOnly { .. } => None,
+        if rustix::process::geteuid().is_root() {
+            return Self { flags: alone, maps: None };
         }
+        let uid = rustix::process::geteuid().as_raw();
+        let gid = rustix::process::getegid().as_raw();
+        let line = |id: u32| CString::new(format!("{id} {id} 1")).unwrap_or_default();
+        let files = [
+            (c"/proc/self/setgroups", CString::from(c"deny")),
+            (c"/proc/self/uid_map", line(uid)),
+            (c"/proc/self/gid_map", line(gid)),
+        ];
+        Self { flags: alone | libc::CLONE_NEWUSER, maps: Some(Maps { files }) }
+    }
+
+    /// Prepares the entry into what an instance without a root of its own gets; `None` if that is nothing.
+    pub(crate) fn prepare(isolation: &Isolation) -> Option<Self> {
+        matches!(isolation, Isolation::Unisolated { network: true }).then(Self::new)
     }
 
     /// Enters the namespaces. Between fork and exec only: it makes async-signal-safe calls alone.
@@ -101,24 +148,6 @@ impl Entry {
             }
         }
         Ok(())
-    }
-}
-
-/// Tries in a child process how far an instance can be cut off here.
-pub fn isolation_possible() -> Isolation {
-    let wanted = match rustix::process::geteuid().is_root() {
-        true => Isolation::Namespaces,
-        false => Isolation::UserNamespace,
-    };
-    match Entry::prepare(&wanted).map_or(Ok(()), |entry| attempt(&entry)) {
-        Ok(()) => wanted,
-        Err(error) => {
-            let what = match wanted {
-                Isolation::UserNamespace => "user and network namespaces",
-                _ => "network namespaces",
-            };
-            Isolation::ConfigurationOnly { reason: format!("{what} are refused here: {error}") }
-        }
     }
 }
 
@@ -160,18 +189,16 @@ mod tests {
 
     #[test]
     fn says_what_isolates() {
-        let refused = Isolation::ConfigurationOnly { reason: "no".into() };
-        assert_eq!(refused.describe(), "isolated by configuration only (no)");
-        assert!(Entry::prepare(&refused).is_none());
-        assert!(!refused.has_own_ipc());
+        let unisolated = Isolation::of(&Confinement::Unisolated);
+        assert!(unisolated.describe().contains("--allow-unisolated"));
+        assert_eq!(Entry::prepare(&unisolated).is_some(), unisolated.has_own_ipc());
+        let nothing = Isolation::Unisolated { network: false };
+        assert!(Entry::prepare(&nothing).is_none() && !nothing.has_own_ipc());
+        assert!(Isolation::Root.has_own_ipc() && Entry::prepare(&Isolation::Root).is_none());
     }
 
     #[test]
     fn the_answer_is_what_a_child_meets() {
-        let possible = isolation_possible();
-        if let Some(entry) = Entry::prepare(&possible) {
-            attempt(&entry).unwrap();
-        }
         let impossible = Entry { flags: -1, maps: None };
         assert_eq!(attempt(&impossible).unwrap_err().raw_os_error(), Some(libc::EINVAL));
     }

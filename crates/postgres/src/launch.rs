@@ -1,27 +1,151 @@
-//! How the server's programs are run: configuration files, log, command line, environment, namespaces, user.
+//! How PostgreSQL's programs are run on a backup: configuration files, log, command line, environment, and the root of
+//! their own in which they run.
 //!
-//! [`crate::instance`] owns the running server; this file prepares it, and runs single-user mode.
+//! [`crate::instance`] owns the running server; this file prepares it, and runs single-user mode. Every program that
+//! works on what a backup holds is started by [`Launch::start`].
 
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{OpenOptionsExt, fchown};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, fchown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 
+use crate::binaries::Binaries;
+use crate::connection::Endpoint;
 use crate::instance::InstanceError;
 use crate::isolation::{Entry, Isolation};
 use crate::log::explain_failure;
-use crate::process;
+use crate::os_user::OsUser;
+use crate::process::{self, Child};
+use crate::root::host::Host;
+use crate::root::layout::{Access, Account, LayoutError, View, layout};
+use crate::root::{self, Confinement, Program, RootPlan, Streams, ids_of};
 use crate::settings::{InstancePlan, PORT, settings};
+
+/// A program that works on what a backup holds, and everything it is started with.
+pub(crate) struct Launch<'a> {
+    /// The programs it belongs to.
+    pub(crate) binaries: &'a Binaries,
+    /// The program.
+    pub(crate) program: &'a Path,
+    /// Its arguments.
+    pub(crate) arguments: Vec<OsString>,
+    /// Its environment beside the little that every program gets.
+    pub(crate) environment: Vec<(OsString, OsString)>,
+    /// Where it starts.
+    pub(crate) directory: &'a Path,
+    /// Who runs it; none for ourselves.
+    pub(crate) os_user: Option<&'a OsUser>,
+    /// The session's marker.
+    pub(crate) marker: &'a str,
+    /// What walls it in.
+    pub(crate) confinement: &'a Confinement,
+    /// What its root shows beside programs.
+    pub(crate) view: View,
+    /// Libraries that it loads, as `shared_preload_libraries` names them.
+    pub(crate) libraries: Vec<&'a str>,
+    /// What it gets of namespaces where it has no root of its own; none for clients.
+    pub(crate) isolation: Option<&'a Isolation>,
+    /// What it gets when our process ends, where it has no root of its own; there it is always SIGKILL.
+    pub(crate) death_signal: Signal,
+}
+
+impl Launch<'_> {
+    /// Starts the program.
+    ///
+    /// # Errors
+    /// What could not be started, built or found.
+    pub(crate) fn start(self, streams: Streams) -> io::Result<Child> {
+        let environment = self.environment();
+        let Confinement::Root(helper) = self.confinement else {
+            let mut command = Command::new(self.program);
+            command.args(&self.arguments).env_clear().envs(environment).current_dir(self.directory);
+            command.stdin(streams.stdin).stdout(streams.stdout).stderr(streams.stderr);
+            if let Some(entry) = self.isolation.and_then(Entry::prepare) {
+                // SAFETY: `enter` makes only async-signal-safe calls; it runs before the user changes.
+                unsafe { command.pre_exec(move || entry.enter()) };
+            }
+            if let Some(user) = self.os_user {
+                user.run_as(&mut command);
+            }
+            return process::spawn(command, self.death_signal);
+        };
+        let steps = self.steps().map_err(io::Error::other)?.0;
+        let program = Program {
+            path: self.program.into(),
+            arguments: self.arguments,
+            environment,
+            directory: self.directory.into(),
+        };
+        let plan = RootPlan { steps, program: Some(program), ids: ids_of(self.os_user) };
+        root::start(helper, &plan, self.marker, streams).map_err(io::Error::other)
+    }
+
+    /// What its root holds, and the directories that must be there in the session's mount before.
+    fn steps(&self) -> Result<(Vec<root::layout::Step>, Vec<PathBuf>), LayoutError> {
+        steps(self.binaries, &self.libraries, self.os_user, &self.view)
+    }
+
+    /// Nothing of our caller's environment: no `PG…`, no locale, no library paths.
+    fn environment(&self) -> Vec<(OsString, OsString)> {
+        let (home, name) = match (self.confinement, self.os_user) {
+            (Confinement::Unisolated, Some(user)) => (user.home.clone(), user.name.as_str()),
+            (_, user) => ("/".into(), user.map_or("postgres", |user| &user.name)),
+        };
+        let fixed: [(&str, OsString); 6] = [
+            ("PATH", "/usr/local/bin:/usr/bin:/bin".into()),
+            ("LC_ALL", "C".into()),
+            ("PGTHAW_SESSION", self.marker.into()),
+            ("HOME", home.into()),
+            ("USER", name.into()),
+            ("LOGNAME", name.into()),
+        ];
+        let fixed = fixed.into_iter().map(|(name, value)| (name.into(), value));
+        fixed.chain(self.environment.iter().cloned()).collect()
+    }
+}
+
+/// What a root for `binaries` with `view` holds on this machine, and the directories that must be there in the session's
+/// mount before.
+pub(crate) fn steps(
+    binaries: &Binaries,
+    libraries: &[&str],
+    os_user: Option<&OsUser>,
+    view: &View,
+) -> Result<(Vec<root::layout::Step>, Vec<PathBuf>), LayoutError> {
+    let (uid, gid, _) = ids_of(os_user);
+    let name = os_user.map_or("postgres", |user| &user.name).to_owned();
+    layout(&Host::look(Some(binaries), libraries, os_user), view, &Account { name, uid, gid })
+}
+
+/// What the server's root shows.
+pub(crate) fn server_view(plan: &InstancePlan) -> View {
+    let mut shown: Vec<(PathBuf, Access)> =
+        plan.cluster_directories.iter().map(|path| (path.clone(), Access::Write)).collect();
+    shown.push((plan.instance_directory.clone(), Access::Read));
+    shown.push((plan.socket_directory(), Access::Write));
+    let locales = plan.locale_path.iter();
+    let locales = locales.filter(|path| !path.starts_with(&plan.instance_directory));
+    shown.extend(locales.map(|path| (path.clone(), Access::Read)));
+    View { shown, locations: plan.locations.clone() }
+}
+
+/// What the root of pg_dump, or of another client, shows: the socket's directory, and where it writes.
+pub(crate) fn client_view(endpoint: &Endpoint, output: Option<&Path>) -> View {
+    let mut shown = vec![(endpoint.socket_directory.clone(), Access::Read)];
+    shown.extend(output.map(|directory| (directory.to_owned(), Access::Write)));
+    View { shown, locations: Vec::new() }
+}
 
 pub(crate) fn log_path(plan: &InstancePlan) -> PathBuf {
     plan.instance_directory.join("postgres.log")
 }
 
-/// Writes the three configuration files and removes a killed server's socket.
+/// Writes the three configuration files and makes the socket's directory, empty.
 pub(crate) fn write_configuration(plan: &InstancePlan) -> Result<(), InstanceError> {
     let files = [
         ("postgresql.conf", "# all settings of this instance are on its command line\n"),
@@ -42,11 +166,41 @@ pub(crate) fn write_configuration(plan: &InstancePlan) -> Result<(), InstanceErr
         };
         write().map_err(|source| InstanceError::File { path: path.clone(), source })?;
     }
-    for name in [format!(".s.PGSQL.{PORT}"), format!(".s.PGSQL.{PORT}.lock")] {
-        let path = plan.instance_directory.join(name);
-        remove_if_there(&path).map_err(|source| InstanceError::File { path, source })?;
+    let path = plan.socket_directory();
+    make_socket_directory(plan).map_err(|source| InstanceError::File { path, source })
+}
+
+/// Makes the directory of the socket, or empties the one of a start before.
+fn make_socket_directory(plan: &InstancePlan) -> io::Result<()> {
+    let path = plan.socket_directory();
+    match fs::DirBuilder::new().mode(0o700).create(&path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
     }
-    Ok(())
+    let directory = open_directory(&path)?;
+    for name in [format!(".s.PGSQL.{PORT}"), format!(".s.PGSQL.{PORT}.lock"), "external.pid".into()]
+    {
+        remove_if_there(&path.join(name))?;
+    }
+    directory.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+    give_to(plan, &directory)
+}
+
+fn open_directory(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_DIRECTORY | libc::O_CLOEXEC);
+    options.open(path)
+}
+
+/// Takes the socket's directory away from the account that runs PostgreSQL, once the socket is there: code in the backup can
+/// then neither put something else in its place nor fill our disk there. Only root can.
+pub(crate) fn close_socket_directory(plan: &InstancePlan) -> io::Result<()> {
+    if plan.os_user.is_none() || !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let directory = open_directory(&plan.socket_directory())?;
+    fchown(&directory, Some(0), Some(0))?;
+    directory.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o711))
 }
 
 fn remove_if_there(path: &Path) -> io::Result<()> {
@@ -64,11 +218,12 @@ fn give_to(plan: &InstancePlan, file: &File) -> io::Result<()> {
     }
 }
 
-/// Opens the log for appending; root does not follow a link that the other account might have put there.
+/// Opens the log for appending and reading; root does not follow a link that the other account might have put there.
+/// It is read through this descriptor only: what has its name later need not be the log.
 pub(crate) fn open_log(plan: &InstancePlan) -> io::Result<File> {
     let flags = libc::O_NOFOLLOW | libc::O_CLOEXEC;
     let mut options = OpenOptions::new();
-    options.append(true).create(true).mode(0o600).custom_flags(flags);
+    options.append(true).read(true).create(true).mode(0o600).custom_flags(flags);
     let log = options.open(log_path(plan))?;
     if !log.metadata()?.is_file() {
         return Err(io::Error::other("not a regular file"));
@@ -77,42 +232,54 @@ pub(crate) fn open_log(plan: &InstancePlan) -> io::Result<File> {
     Ok(log)
 }
 
-/// Prepares the server's command: settings, environment, namespaces, user. The caller adds standard input.
-pub(crate) fn server_command(
+/// The most of a log that is read, in bytes: code in a backup may have written it.
+const LOG_LIMIT: u64 = 64 << 20;
+
+/// Reads what the log holds from byte `start` on.
+pub(crate) fn read_log(log: &File, start: u64) -> io::Result<String> {
+    let length = log.metadata()?.len().saturating_sub(start).min(LOG_LIMIT);
+    let mut bytes = vec![0; usize::try_from(length).map_err(io::Error::other)?];
+    let mut read = 0;
+    while read < bytes.len() {
+        match log.read_at(&mut bytes[read..], start + read as u64)? {
+            0 => break, // it was cut in the meantime
+            more => read += more,
+        }
+    }
+    bytes.truncate(read);
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Starts the server, or single-user mode, with `first` and `last` around the settings.
+pub(crate) fn start_server(
     plan: &InstancePlan,
     isolation: &Isolation,
-    log: &File,
-) -> io::Result<Command> {
-    let mut command = Command::new(&plan.binaries.postgres);
-    base_command(plan, isolation, &mut command);
-    command.arg("-D").arg(&plan.data_directory);
+    (first, last): (&[&str], &[&str]),
+    streams: Streams,
+    death_signal: Signal,
+) -> io::Result<Child> {
+    let mut arguments: Vec<OsString> = first.iter().map(Into::into).collect();
+    arguments.extend(["-D".into(), plan.data_directory.clone().into()]);
     for (name, value) in settings(plan) {
-        command.arg("-c").arg(format!("{name}={value}"));
+        arguments.extend(["-c".into(), format!("{name}={value}").into()]);
     }
-    command.stdout(log.try_clone()?).stderr(log.try_clone()?);
-    Ok(command)
-}
-
-/// Sets what every way of running the server shares: environment, directory, namespaces, user.
-fn base_command(plan: &InstancePlan, isolation: &Isolation, command: &mut Command) {
-    clean_environment(command, &plan.marker);
-    if let Some(locale_path) = &plan.locale_path {
-        command.env("LOCPATH", locale_path);
-    }
-    command.current_dir(&plan.instance_directory);
-    if let Some(entry) = Entry::prepare(isolation) {
-        // SAFETY: `enter` makes only async-signal-safe calls; it runs before the user changes.
-        unsafe { command.pre_exec(move || entry.enter()) };
-    }
-    if let Some(user) = &plan.os_user {
-        user.run_as(command);
-    }
-}
-
-/// Leaves nothing of our caller's environment: no `PG…`, no locale, no library paths.
-pub(crate) fn clean_environment(command: &mut Command, marker: &str) {
-    command.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin").env("LC_ALL", "C");
-    command.env("PGTHAW_SESSION", marker);
+    arguments.extend(last.iter().map(Into::into));
+    let locale = plan.locale_path.iter().map(|path| ("LOCPATH".into(), path.clone().into()));
+    let launch = Launch {
+        binaries: &plan.binaries,
+        program: &plan.binaries.postgres,
+        arguments,
+        environment: locale.collect(),
+        directory: &plan.instance_directory,
+        os_user: plan.os_user.as_ref(),
+        marker: &plan.marker,
+        confinement: &plan.confinement,
+        view: server_view(plan),
+        libraries: plan.preload.iter().map(|preload| preload.library.as_str()).collect(),
+        isolation: Some(isolation),
+        death_signal,
+    };
+    launch.start(streams)
 }
 
 /// Runs one SQL command in single-user mode on a cluster whose server was stopped.
@@ -133,16 +300,14 @@ pub(crate) async fn run_single_user(
     let in_log = |source| InstanceError::File { path: log_path.clone(), source };
     let log = open_log(plan).map_err(in_log)?;
     let log_start = log.metadata().map_err(in_log)?.len();
-    let mut command = Command::new(&plan.binaries.postgres);
-    base_command(plan, isolation, &mut command);
-    command.args(["--single", "-D"]).arg(&plan.data_directory);
-    for (name, value) in settings(plan) {
-        command.arg("-c").arg(format!("{name}={value}"));
-    }
-    command.args(["-c", "exit_on_error=on"]).arg(database);
-    command.stdin(Stdio::piped()).stdout(Stdio::null());
-    command.stderr(log.try_clone().map_err(in_log)?);
-    let mut child = process::spawn(command, Signal::KILL).map_err(spawn_failed)?;
+    let streams = Streams {
+        stdin: Stdio::piped(),
+        stdout: Stdio::null(),
+        stderr: log.try_clone().map_err(in_log)?.into(),
+    };
+    let around = (&["--single"][..], &["-c", "exit_on_error=on", database][..]);
+    let mut child =
+        start_server(plan, isolation, around, streams, Signal::KILL).map_err(spawn_failed)?;
     if let Some(mut input) = child.take_stdin() {
         // one line fits into the pipe; a server that has ended is told by its status
         let _ = writeln!(input, "{sql}");
@@ -152,11 +317,6 @@ pub(crate) async fn run_single_user(
     if status.success() {
         return Ok(());
     }
-    let mut said = String::new();
-    let read = File::open(&log_path).and_then(|mut file| {
-        file.seek(SeekFrom::Start(log_start))?;
-        file.read_to_string(&mut said)
-    });
-    read.map_err(in_log)?;
+    let said = read_log(&log, log_start).map_err(in_log)?;
     Err(InstanceError::Ended { status, failure: Box::new(explain_failure(&said)) })
 }

@@ -4,7 +4,7 @@
 //! is started), [`lsn`], [`catalogs`] (from pages). Leaves reading a backup to its callers: what lies in one comes in as bytes.
 //! Programs run as [`os_user`] says.
 //!
-//! With a server: [`instance`] starts and ends one, cut off from everything ([`settings`], [`isolation`]);
+//! With a server: [`instance`] starts and ends one, cut off from everything ([`settings`], [`root`], [`isolation`]);
 //! [`superuser`], [`connection`] and [`inspect`] ask it, [`dump`] and [`globals`] dump it, [`log`] explains
 //! what it says.
 
@@ -28,6 +28,7 @@ pub mod os_user;
 mod pages;
 pub mod preload;
 pub mod process;
+pub mod root;
 pub mod settings;
 pub mod shared_memory;
 pub mod superuser;

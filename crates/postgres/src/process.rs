@@ -98,6 +98,13 @@ pub fn children(parent: u32) -> Vec<ProcessId> {
     .collect()
 }
 
+/// Returns the number that a process has in the innermost of its process namespaces (`NSpid` in `/proc/PID/status`).
+fn innermost_number(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    numbers.split_ascii_whitespace().last()?.parse().ok()
+}
+
 /// Returns the command line of a process, its parts separated by spaces; empty if it cannot be read.
 pub fn title(pid: u32) -> String {
     let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -138,12 +145,27 @@ fn on_spawner<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> i
     result.recv().map_err(|error| ended(error.to_string()))
 }
 
+/// How long a killed process may take; longer waits are inside the kernel.
+pub(crate) const KILL_LIMIT: Duration = Duration::from_secs(5);
+
 /// A child process in a process group of its own. Dropping it neither ends nor reaps it: its owner does.
+///
+/// One that runs in a root of its own ([`crate::root`]) is three processes; this is their helper, which ends when all is
+/// over inside, and as the program ended. Numbers and signals are the program's, but SIGKILL goes to process 1 inside,
+/// which ends everything there.
 #[derive(Debug)]
 pub struct Child {
     child: std::process::Child,
     pidfd: OwnedFd,
     id: ProcessId,
+    inside: Option<Inside>,
+}
+
+/// Who runs in a root of its own, by the numbers they have outside.
+#[derive(Clone, Copy, Debug)]
+struct Inside {
+    init: ProcessId,
+    program: ProcessId,
 }
 
 /// Starts `command` in a process group of its own, with umask 077; when our process ends, however it
@@ -180,7 +202,7 @@ pub fn spawn(mut command: Command, death_signal: Signal) -> io::Result<Child> {
         rustix::process::pidfd_open(pid, PidfdFlags::empty())
     });
     match (id, pidfd) {
-        (Ok(id), Ok(pidfd)) => Ok(Child { child, pidfd, id }),
+        (Ok(id), Ok(pidfd)) => Ok(Child { child, pidfd, id, inside: None }),
         (id, pidfd) => {
             let mut child = child;
             let _ = child.kill(); // an error only means that it ended by itself
@@ -198,9 +220,25 @@ fn pipe(end: Option<OwnedFd>) -> io::Result<Receiver> {
 }
 
 impl Child {
-    /// Returns its number and start time.
+    /// Returns the number and start time of the program.
     pub fn id(&self) -> ProcessId {
+        self.inside.map_or(self.id, |inside| inside.program)
+    }
+
+    /// Returns the process that everything inside a root of its own ends with; the program itself without one.
+    pub fn outermost(&self) -> ProcessId {
         self.id
+    }
+
+    /// Notes that the child is the helper of a program that has the number `inside` in a root of its own. Does nothing if
+    /// the program has ended already: then so does the helper.
+    pub(crate) fn enter_root(&mut self, inside: u32) {
+        let init = children(self.id.pid).into_iter().next();
+        let program = init.and_then(|init| {
+            let there = children(init.pid).into_iter();
+            there.into_iter().find(|child| innermost_number(child.pid) == Some(inside))
+        });
+        self.inside = init.zip(program).map(|(init, program)| Inside { init, program });
     }
 
     /// Takes its standard input, if that was asked to be a pipe.
@@ -276,18 +314,27 @@ impl Child {
 
     /// Sends `signal` to it; a process that has ended is left alone.
     pub fn signal(&self, signal: Signal) {
-        if let Err(errno) = rustix::process::pidfd_send_signal(&self.pidfd, signal) {
-            tracing::debug!("signal process {}: {errno}", self.id.pid);
+        let sent = match self.inside {
+            None => rustix::process::pidfd_send_signal(&self.pidfd, signal).map_err(Into::into),
+            Some(inside) if signal == Signal::KILL => inside.init.signal(signal),
+            Some(inside) => inside.program.signal(signal),
+        };
+        if let Err(error) = sent {
+            tracing::debug!("signal process {}: {error}", self.id().pid);
         }
     }
 
     /// Sends `signal` to all of its process group. Only before it was reaped: later the number may be
     /// another group's.
     pub(crate) fn signal_group(&self, signal: Signal) {
-        if let Some(pid) = raw(self.id.pid)
-            && let Err(errno) = rustix::process::kill_process_group(pid, signal)
+        if self.inside.is_some() && (signal == Signal::KILL || !self.id().is_alive()) {
+            return self.signal(signal);
+        }
+        let pid = self.id().pid;
+        if let Some(group) = raw(pid)
+            && let Err(errno) = rustix::process::kill_process_group(group, signal)
         {
-            tracing::debug!("signal process group {}: {errno}", self.id.pid);
+            tracing::debug!("signal process group {pid}: {errno}");
         }
     }
 }

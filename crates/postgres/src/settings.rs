@@ -12,6 +12,8 @@ use crate::binaries::Binaries;
 use crate::lsn::{Lsn, SegmentSize};
 use crate::os_user::OsUser;
 use crate::preload::LIBRARIES;
+use crate::root::Confinement;
+use crate::root::layout::{LayoutError, Location};
 
 /// The port in the socket's name. No TCP port is opened, and each instance has a directory of its own.
 pub const PORT: u16 = 5432;
@@ -87,7 +89,11 @@ pub struct InstancePlan {
     pub binaries: Binaries,
     /// The cluster's data directory: lies on the mount, so only PostgreSQL itself looks into it.
     pub data_directory: PathBuf,
-    /// A directory of the account that runs PostgreSQL, 0700: configuration, socket and log.
+    /// Every directory that holds a part of the cluster and that PostgreSQL may write to: the session's mount.
+    pub cluster_directories: Vec<PathBuf>,
+    /// Where replay of `CREATE TABLESPACE` finds the directories that it needs.
+    pub locations: Vec<Location>,
+    /// A directory of the account that runs PostgreSQL, 0700: configuration, socket's directory and log.
     pub instance_directory: PathBuf,
     /// Who runs PostgreSQL; `None` for ourselves.
     pub os_user: Option<OsUser>,
@@ -107,6 +113,28 @@ pub struct InstancePlan {
     pub locale_path: Option<PathBuf>,
     /// Unguessable; in the environment (`PGTHAW_SESSION`) and the titles (`cluster_name`) of all processes.
     pub marker: String,
+    /// What walls the instance in.
+    pub confinement: Confinement,
+}
+
+impl InstancePlan {
+    /// Returns the directory of the server's socket.
+    pub fn socket_directory(&self) -> PathBuf {
+        self.instance_directory.join("socket")
+    }
+
+    /// Returns the directories that must be there in the session's mount before the start, because a tablespace lay in
+    /// another one's directory.
+    ///
+    /// # Errors
+    /// [`LayoutError`] if a location of a tablespace is needed for something else on this machine.
+    pub fn directories_in_mount(&self) -> Result<Vec<PathBuf>, LayoutError> {
+        let libraries: Vec<&str> =
+            self.preload.iter().map(|preload| preload.library.as_str()).collect();
+        let view = crate::launch::server_view(self);
+        crate::launch::steps(&self.binaries, &libraries, self.os_user.as_ref(), &view)
+            .map(|(_, directories)| directories)
+    }
 }
 
 /// Returns `max_locks_per_transaction` with which a dump of `relations` relations finds room for its locks.
@@ -221,8 +249,8 @@ pub fn settings(plan: &InstancePlan) -> Vec<(String, String)> {
     set("hba_file", own("pg_hba.conf"));
     set("ident_file", own("pg_ident.conf"));
     // an empty name is not "none" for the server, it would complain about it; whatever the backup says is beaten by this one
-    set("external_pid_file", own("external.pid"));
-    set("unix_socket_directories", list_item(&plan.instance_directory));
+    set("external_pid_file", own("socket/external.pid"));
+    set("unix_socket_directories", list_item(&plan.socket_directory()));
     set("port", PORT.to_string());
     set("cluster_name", plan.marker.clone());
 
@@ -272,7 +300,7 @@ fn list_item(path: &Path) -> String {
 
 /// Returns why a plan cannot be carried out, if so; nothing is touched.
 pub(crate) fn objection(plan: &InstancePlan) -> Option<String> {
-    let socket = plan.instance_directory.join(format!(".s.PGSQL.{PORT}"));
+    let socket = plan.socket_directory().join(format!(".s.PGSQL.{PORT}"));
     let marker = &plan.marker;
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
     if !plan.data_directory.is_absolute() || !plan.instance_directory.is_absolute() {
@@ -318,6 +346,8 @@ mod tests {
                 directory,
             },
             data_directory: "/mnt/data".into(),
+            cluster_directories: vec!["/mnt".into()],
+            locations: Vec::new(),
             instance_directory: "/session/in, \"st\"".into(),
             os_user: None,
             recovery,
@@ -328,6 +358,7 @@ mod tests {
             preload: Vec::new(),
             locale_path: None,
             marker: "marker-0123456789".into(),
+            confinement: Confinement::Unisolated,
         }
     }
 
@@ -384,8 +415,8 @@ mod tests {
             ("config_file", "/session/in, \"st\"/postgresql.conf", 12..=18),
             ("hba_file", "/session/in, \"st\"/pg_hba.conf", 12..=18),
             ("ident_file", "/session/in, \"st\"/pg_ident.conf", 12..=18),
-            ("external_pid_file", "/session/in, \"st\"/external.pid", 12..=18),
-            ("unix_socket_directories", "\"/session/in, \"\"st\"\"\"", 12..=18),
+            ("external_pid_file", "/session/in, \"st\"/socket/external.pid", 12..=18),
+            ("unix_socket_directories", "\"/session/in, \"\"st\"\"/socket\"", 12..=18),
             ("max_prepared_transactions", "7", 12..=18),
             ("max_locks_per_transaction", "5000", 12..=18),
             ("max_connections", "12", 12..=18),

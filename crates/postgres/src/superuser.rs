@@ -99,7 +99,7 @@ async fn why_not(endpoint: &Endpoint, databases: &[&str]) -> Result<Option<Strin
         }
         // no such role, or one that may not log in
         Err(error) if error.code().is_some_and(|code| code.starts_with("28")) => {
-            Ok(error.source.as_db_error().map(|said| said.message().to_owned()))
+            Ok(error.server().map(|said| said.message().to_owned()))
         }
         // others may not set our options
         Err(error) if error.code() == Some("42501") => Ok(no_superuser()),
@@ -157,7 +157,7 @@ async fn make_temporary(
         }
     }
     result?;
-    *instance = Instance::start_isolated(plan, isolation)?;
+    *instance = Instance::start(plan)?;
     instance.wait_ready(role, |_| ()).await
 }
 

@@ -173,6 +173,9 @@ pub struct ExportRequest {
     /// Export databases in which the backup tool found damaged pages.
     #[serde(default)]
     pub allow_damaged: bool,
+    /// Run PostgreSQL and pg_dump without a root of their own where the kernel refuses one.
+    #[serde(default)]
+    pub allow_unisolated: bool,
     /// Read and verify every file of the selected databases whole.
     #[serde(default)]
     pub verify_source: bool,

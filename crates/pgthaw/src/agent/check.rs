@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use pgthaw_mover::TargetDirectory;
-use pgthaw_postgres::isolation::Isolation;
+use pgthaw_session::ExportRequest;
 use pgthaw_session::observed::Failure;
 
 use self::environment::{Environment, Fuse};
@@ -51,11 +51,11 @@ fn judge(environment: &Environment, task: &CheckTask) -> CheckReport {
     programs(&mut report, environment, task);
     fuse(&mut report, &environment.fuse, environment.root, task.request.stall_timeout);
     kernel::judge(&mut report, &environment.kernel);
-    isolation(&mut report, &environment.isolation, environment.root);
+    isolation(&mut report, environment, &task.request);
     databases::locales(&mut report, &environment.locales, &chosen);
     directories::judge(&mut report, environment, task, &chosen);
     if let Some(logind) = &environment.logind {
-        logind::judge(&mut report, logind, &environment.isolation);
+        logind::judge(&mut report, logind, environment.isolation.is_ok());
     }
     report
 }
@@ -135,20 +135,36 @@ fn fuse(report: &mut CheckReport, fuse: &Fuse, root: bool, stall_timeout: u64) {
     }
 }
 
-fn isolation(report: &mut CheckReport, isolation: &Isolation, root: bool) {
-    let line = format!("the instance will be {}", isolation.describe());
-    match isolation {
-        Isolation::Namespaces | Isolation::UserNamespace => report.passed.push(line),
-        Isolation::ConfigurationOnly { .. } => {
-            let remedy = if root {
-                "in a container, give it the capability CAP_SYS_ADMIN"
-            } else {
-                "allow unprivileged user namespaces (kernel.unprivileged_userns_clone=1 or \
-                 kernel.apparmor_restrict_unprivileged_userns=0, where the kernel has them), or start pgthaw as root"
-            };
-            report.warning(line, Some(remedy.into()));
+/// Whether PostgreSQL can have a root of its own: without one, code in the backup reaches what its account reaches here.
+fn isolation(report: &mut CheckReport, environment: &Environment, request: &ExportRequest) {
+    let reason = match &environment.isolation {
+        Ok(isolation) => {
+            report.passed.push(format!("PostgreSQL will be {}", isolation.describe()));
+            return;
         }
+        Err(reason) => reason,
+    };
+    if request.allow_unisolated {
+        let text = format!(
+            "PostgreSQL will not be isolated from this machine, because the kernel refuses a root of its own ({reason}): code in the backup can \
+             reach everything that its account can reach here (--allow-unisolated)"
+        );
+        report.warning(text, None);
+        return;
     }
+    let allow = if environment.root {
+        "in a container, give it the capability CAP_SYS_ADMIN and a seccomp and AppArmor profile that allow mounts"
+    } else {
+        "start pgthaw as root, or allow unprivileged user namespaces: user.max_user_namespaces above 0, and where the kernel has them \
+         kernel.unprivileged_userns_clone=1 and kernel.apparmor_restrict_unprivileged_userns=0"
+    };
+    let text = format!(
+        "the kernel refuses PostgreSQL a root of its own, which keeps code in the backup away from this machine: {reason}"
+    );
+    let remedy = format!(
+        "{allow}; or, if you trust everybody who was superuser in that cluster, export with --allow-unisolated"
+    );
+    report.error(text, Some(remedy));
 }
 
 #[cfg(test)]

@@ -5,7 +5,9 @@
 //! pg_dump has exited with 0 and the mount has answered every read: only then its last files are delivered and it gets its
 //! name by one rename.
 
+use std::io::{self, Write};
 use std::ops::ControlFlow;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -47,7 +49,7 @@ async fn globals(agent: Arc<Agent>) -> Result<(), Failure> {
         // It goes the way of every other file: through the dump directory, and verified on the target's disk.
         let directory = &agent.assignment.place.dump_directory;
         let path = directory.join(GLOBALS_SQL);
-        std::fs::write(&path, text).map_err(|err| {
+        save_new(&path, &text).map_err(|err| {
             dump_directory_failure(directory, &format!("write `{}`: {err}", path.display()))
         })?;
         let (source, target) = (open_source(directory)?, target(&agent)?);
@@ -168,6 +170,18 @@ async fn dump_and_deliver(agent: &Arc<Agent>, database: &str) -> Result<u64, Fai
     .await
 }
 
+/// Writes a file that must be new: pg_dump works in that directory, on input that may be hostile, and what it might have left under
+/// this name is not followed.
+fn save_new(path: &Path, text: &str) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(err),
+        _ => {}
+    }
+    let mut options = std::fs::OpenOptions::new();
+    let mut file = options.write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(text.as_bytes())
+}
+
 /// Runs `work` where it may wait for disks.
 async fn blocking<T: Send + 'static>(
     agent: &Arc<Agent>,
@@ -200,6 +214,7 @@ async fn dump_plan(agent: &Agent, database: &str) -> Result<(DumpPlan, u32), Fai
         os_user: super::recovering::os_user_of(agent),
         lock_wait_timeout: LOCK_WAIT,
         marker: agent.assignment.place.marker.clone(),
+        confinement: agent.confinement.clone(),
     };
     Ok((plan, known.oid))
 }

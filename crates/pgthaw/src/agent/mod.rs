@@ -39,7 +39,9 @@ use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Query, State};
 use axum::routing::{get, post, put};
 use pgthaw_mover::RemoteTarget;
+use pgthaw_postgres::isolation::try_root;
 use pgthaw_postgres::os_user::OsUser;
+use pgthaw_postgres::root::Confinement;
 use pgthaw_session::AgentView;
 use pgthaw_session::observed::{DatabaseView, Failure, Progress};
 use pgthaw_session::session::Place;
@@ -47,6 +49,7 @@ use serde::Deserialize;
 use tokio::sync::watch;
 
 use crate::http;
+use crate::internal;
 use crate::leftovers::create_private_directory;
 pub use crate::processes::MARKER_VARIABLE;
 use crate::wire::{ApiError, Assignment};
@@ -90,8 +93,10 @@ fn work() -> io::Result<()> {
     let remote_target = delivering::remote_target(&assignment, view.clone())?;
     let dump_room =
         pace::DumpRoom::of(&assignment.place.dump_directory, assignment.request.keep_dump);
+    let confinement = confinement(&assignment, &os_user)?;
     let agent = Arc::new(Agent {
         assignment,
+        confinement,
         os_user,
         view,
         map: Mutex::default(),
@@ -104,6 +109,22 @@ fn work() -> io::Result<()> {
         gone: watch::channel(false).0,
     });
     runtime.block_on(serve(agent))
+}
+
+/// What walls in PostgreSQL: a root of its own; none only where the kernel refuses one and the user has accepted that.
+fn confinement(assignment: &Assignment, os_user: &OsUser) -> io::Result<Confinement> {
+    let helper = internal::root_helper();
+    if !assignment.request.allow_unisolated {
+        return Ok(Confinement::Root(helper)); // the check has tried it, and the start says why not
+    }
+    let user = rustix::process::geteuid().is_root().then_some(os_user);
+    match try_root(&helper, None, user) {
+        Ok(()) => Ok(Confinement::Root(helper)),
+        Err(reason) => {
+            eprintln!("no root of its own for PostgreSQL: {reason}");
+            Ok(Confinement::Unisolated)
+        }
+    }
 }
 
 /// Makes the session's private directories. The returned descriptors hold their locks, which keep tmpfiles' hands off them.
@@ -173,6 +194,8 @@ pub struct Agent {
     /// The same where it is on another machine: connections to it come and go.
     remote_target: Option<Arc<RemoteTarget>>,
     dump_room: pace::DumpRoom,
+    /// What walls in PostgreSQL and its clients.
+    confinement: Confinement,
     contact: Mutex<tokio::time::Instant>,
     gone: watch::Sender<bool>,
 }

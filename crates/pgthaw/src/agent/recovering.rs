@@ -63,6 +63,7 @@ impl Running {
             no_role_passwords: !agent.assignment.request.role_passwords,
             restrict_key: &restrict_key[..restrict_key.len().min(16)],
             marker: &place.marker,
+            confinement: &agent.confinement,
         };
         let text = globals::dump(&plan).await.map_err(failed)?;
         let client = self.endpoint.connect("template1").await.map_err(failed)?;
@@ -205,6 +206,8 @@ fn plan(agent: &Agent) -> Result<InstancePlan, Failure> {
     Ok(InstancePlan {
         binaries,
         data_directory: assignment.place.mountpoint.join("data"),
+        cluster_directories: vec![assignment.place.mountpoint.clone()],
+        locations: Vec::new(),
         instance_directory: agent.instance_directory(),
         os_user: os_user_of(agent),
         recovery,
@@ -215,6 +218,7 @@ fn plan(agent: &Agent) -> Result<InstancePlan, Failure> {
         preload: request.preload.iter().map(|library| Preload::named(library)).collect(),
         locale_path: super::locales::build_missing(agent)?,
         marker: assignment.place.marker.clone(),
+        confinement: agent.confinement.clone(),
     })
 }
 

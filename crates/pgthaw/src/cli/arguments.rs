@@ -317,6 +317,13 @@ pub struct WorkOptions {
     /// Preload this library, although the backup's own list is ignored (repeatable)
     #[arg(long, value_name = "LIBRARY", value_parser = values::name)]
     pub preload: Vec<String>,
+    /// Run PostgreSQL and pg_dump without a root directory of their own where the kernel refuses one
+    ///
+    /// Code in the backup (functions, triggers, conditions that pg_dump evaluates) can then read, write and connect to everything
+    /// that the account running PostgreSQL can reach on that host. Use this only for backups whose superusers you trust. A backup whose
+    /// WAL creates tablespaces is refused even with this option.
+    #[arg(long)]
+    pub allow_unisolated: bool,
     /// Export databases although the backup tool found damaged pages in them
     #[arg(long)]
     pub allow_damaged: bool,
@@ -588,9 +595,9 @@ pub struct InternalArguments {
     /// Which child
     #[arg(value_enum, value_name = "CHILD")]
     pub child: crate::internal::Child,
-    /// What it is to do, as JSON, where its standard input is taken by something else
+    /// What it is to do, where its standard input is taken by something else
     #[arg(value_name = "TASK")]
-    pub task: Option<String>,
+    pub task: Vec<String>,
 }
 
 #[cfg(test)]

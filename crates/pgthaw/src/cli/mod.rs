@@ -56,7 +56,7 @@ pub fn main() -> ExitCode {
     let answer = match arguments.command {
         Command::Serve(arguments) => return crate::server::run(arguments.until_idle, config),
         Command::Internal(arguments) => {
-            return crate::internal::run(arguments.child, arguments.task.as_deref());
+            return crate::internal::run(arguments.child, &arguments.task);
         }
         Command::Attach(arguments) if arguments.build => return crate::attach::print_build(),
         Command::Attach(arguments) if arguments.stdio => return crate::attach::run(arguments.only),

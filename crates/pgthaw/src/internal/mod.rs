@@ -6,6 +6,7 @@
 //! | `check`  | checks everything before anything is touched    | root                                     |
 //! | `agent`  | one session on this machine, see [`crate::agent`] | root                                   |
 //! | `mount`  | serves one mount                                | the repository's owner; `--os-user` where the repository is elsewhere |
+//! | `root`   | builds a root of its own for PostgreSQL or pg_dump, and starts it there | root outside; `--os-user` inside |
 //! | `reads`  | reads stored objects for another machine's mount | the repository's owner                  |
 
 pub mod mount;
@@ -17,6 +18,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Stdio};
 
 use clap::ValueEnum;
+use pgthaw_postgres::root::Helper;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::AsyncWriteExt;
@@ -36,17 +38,20 @@ pub enum Child {
     Mount,
     /// Reads stored objects for another machine's mount.
     Reads,
+    /// Builds a root of its own for a program, and starts it there.
+    Root,
 }
 
 /// Runs as the child `which`; its task comes on standard input, or as `task` where that is taken by something else.
-pub fn run(which: Child, task: Option<&str>) -> ExitCode {
+pub fn run(which: Child, task: &[String]) -> ExitCode {
     let _ = rustix::thread::set_name(c"pgthaw"); // started through /proc/self/exe, which would show as `exe`
     match which {
         Child::Source => source::run(),
         Child::Check => check(),
         Child::Agent => crate::agent::run(),
         Child::Mount => mount::run(),
-        Child::Reads => reads::run(task.unwrap_or_default()),
+        Child::Reads => reads::run(task.first().map(String::as_str).unwrap_or_default()),
+        Child::Root => pgthaw_postgres::root::init::run(task),
     }
 }
 
@@ -56,6 +61,15 @@ pub fn command(which: Child) -> Command {
     let name = which.to_possible_value().expect("no child is hidden");
     command.arg0("pgthaw").args(["internal", name.get_name()]).current_dir("/");
     command
+}
+
+/// How the child [`Child::Root`] is started, by whoever starts a program of PostgreSQL's.
+pub fn root_helper() -> Helper {
+    let name = Child::Root.to_possible_value().expect("no child is hidden");
+    Helper {
+        program: "/proc/self/exe".into(),
+        arguments: vec!["internal".into(), name.get_name().into()],
+    }
 }
 
 /// Makes `command` run with this user and group, and no other group, when we are root; otherwise it stays ours.

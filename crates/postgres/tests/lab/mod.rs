@@ -11,10 +11,23 @@ use pgthaw_postgres::instance::{InstancePlan, Recovery, locks_per_transaction};
 use pgthaw_postgres::lsn::SegmentSize;
 use pgthaw_postgres::os_user::OsUser;
 use pgthaw_postgres::process::ProcessId;
+use pgthaw_postgres::root::{Confinement, Helper};
 use pgthaw_postgres::version::Major;
 
 /// The marker of every instance of the tests.
 pub const MARKER: &str = "test-marker-0123456789";
+
+/// The program that builds roots; beside a copy of the tests that another account runs lies a copy of it.
+pub fn helper() -> PathBuf {
+    let beside = std::env::current_exe().unwrap().with_file_name("pgthaw-root");
+    if beside.exists() { beside } else { env!("CARGO_BIN_EXE_pgthaw-root").into() }
+}
+
+/// A root of its own, built by this crate's helper.
+pub fn confinement() -> Confinement {
+    let program = helper();
+    Confinement::Root(Helper { program, arguments: Vec::new() })
+}
 
 /// A private directory with a short path, for sockets, and the programs and account of the tests.
 pub struct Lab {
@@ -79,7 +92,9 @@ impl Lab {
     pub fn plan(&self, data: PathBuf, name: &str, recovery: Recovery) -> InstancePlan {
         InstancePlan {
             binaries: self.binaries.clone(),
+            cluster_directories: vec![data.clone(), self.space_of(&data)],
             data_directory: data,
+            locations: Vec::new(),
             instance_directory: self.make_directory(name),
             os_user: OsUser::current().is_ok_and(|user| user.uid == 0).then(|| self.user.clone()),
             recovery,
@@ -90,7 +105,19 @@ impl Lab {
             preload: Vec::new(),
             locale_path: None,
             marker: MARKER.into(),
+            confinement: confinement(),
         }
+    }
+
+    /// The directory of a thawed cluster's tablespace.
+    pub fn space_of(&self, data: &Path) -> PathBuf {
+        let mut name = data.file_name().unwrap().to_owned();
+        name.push("-space");
+        let space = data.with_file_name(name);
+        if !space.exists() {
+            self.run("mkdir", &["-m", "700", space.to_str().unwrap()]);
+        }
+        space
     }
 
     /// Copies the backup with its tablespace, as each attempt has a mount of its own.

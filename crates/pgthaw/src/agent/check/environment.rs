@@ -12,9 +12,10 @@ use pgthaw_mover::{
 use pgthaw_postgres::binaries::{self, Binaries};
 use pgthaw_postgres::connection::Endpoint;
 use pgthaw_postgres::dump::{DumpPlan, arguments, validate_user_arguments};
-use pgthaw_postgres::isolation::{Isolation, isolation_possible};
+use pgthaw_postgres::isolation::{Isolation, try_root};
 use pgthaw_postgres::locale::{Installed, Sources};
 use pgthaw_postgres::os_user::OsUser;
+use pgthaw_postgres::root::Confinement;
 use pgthaw_postgres::version::Major;
 use pgthaw_session::observed::Failure;
 use rustix::fs::{Access, AtFlags, CWD, accessat};
@@ -47,8 +48,8 @@ pub struct Environment {
     pub fuse: Fuse,
     /// The kernel.
     pub kernel: Kernel,
-    /// How far the instance can be cut off.
-    pub isolation: Isolation,
+    /// How far the instance can be cut off, or why it cannot have a root of its own.
+    pub isolation: Result<Isolation, String>,
     /// The directory that gets the session's private directory.
     pub work: Directory,
     /// The directory that gets the dump; none if none can be looked at.
@@ -135,6 +136,7 @@ impl Environment {
         let reader = repository.and_then(|path| fs::metadata(path).ok());
         let reader = reader.filter(|meta| root && meta.uid() != 0);
         let reader = reader.and_then(|meta| OsUser::look_up(&meta.uid().to_string()).ok());
+        let isolation = isolation(programs.as_ref().ok(), postgres);
         let work = request.work_dir.clone().unwrap_or_else(|| DEFAULT_WORK_DIRECTORY.into());
         Self {
             root,
@@ -142,7 +144,7 @@ impl Environment {
             dump_arguments,
             fuse: fuse(postgres),
             kernel: Kernel::look(),
-            isolation: isolation_possible(),
+            isolation,
             work: Directory::look(&work, None, &[postgres, reader.as_ref()]),
             dump: dump_parent(task).map(|path| Directory::look(&path, postgres, &[postgres])),
             target: Target::look(task),
@@ -205,6 +207,13 @@ fn programs(task: &CheckTask, os_user: Option<&OsUser>) -> Result<Programs, Fail
     Ok(Programs { binaries, block_size })
 }
 
+/// Tries whether PostgreSQL can have a root of its own here, by building one.
+fn isolation(programs: Option<&Programs>, os_user: Option<&OsUser>) -> Result<Isolation, String> {
+    let helper = crate::internal::root_helper();
+    try_root(&helper, programs.map(|programs| &programs.binaries), os_user)?;
+    Ok(Isolation::of(&Confinement::Root(helper)))
+}
+
 /// Lets `pg_dump` itself judge the user's compression and arguments, by an output that cannot be made.
 fn dump_arguments(
     task: &CheckTask,
@@ -224,6 +233,7 @@ fn dump_arguments(
         port: 1,
         user: "pgthaw".into(),
         major: programs.binaries.major,
+        server: None,
     };
     let plan = DumpPlan {
         binaries: programs.binaries.clone(),
@@ -237,6 +247,7 @@ fn dump_arguments(
         os_user: None,
         lock_wait_timeout: Duration::from_secs(1),
         marker: String::new(),
+        confinement: Confinement::Unisolated, // there is no instance: it only reads its own options
     };
     let arguments = arguments(&plan).map_err(|err| refused(&err))?;
     let mut command = Command::new(&programs.binaries.pg_dump);

@@ -4,8 +4,6 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use pgthaw_postgres::isolation::Isolation;
-
 use crate::wire::CheckReport;
 
 /// What is known of logind and this user.
@@ -92,7 +90,7 @@ fn started(cgroup: &str) -> Started {
 }
 
 /// Warns of what a logout would do.
-pub fn judge(report: &mut CheckReport, logind: &Logind, isolation: &Isolation) {
+pub fn judge(report: &mut CheckReport, logind: &Logind, has_own_memory: bool) {
     match logind.started {
         Started::InLogin if logind.kills => {
             let text = "the export ends when you log out (logind's KillUserProcesses is on)";
@@ -106,8 +104,7 @@ pub fn judge(report: &mut CheckReport, logind: &Logind, isolation: &Isolation) {
         }
         _ => {}
     }
-    let exposed = matches!(isolation, Isolation::ConfigurationOnly { .. });
-    if exposed
+    if !has_own_memory
         && logind.removes_shared_memory
         && !logind.lingers
         && logind.started != Started::Elsewhere
@@ -148,47 +145,30 @@ mod tests {
     #[test]
     fn warns_of_what_a_logout_does() {
         use Started::*;
-        let settings = Isolation::ConfigurationOnly { reason: "no".into() };
-        let cases: [(_, _, _, _, _, &Isolation, &[&str]); 8] = [
-            (
-                "login, killed",
-                InLogin,
-                true,
-                true,
-                false,
-                &Isolation::UserNamespace,
-                &["KillUserProcesses"],
-            ),
+        let cases: [(_, _, _, _, _, bool, &[&str]); 8] = [
+            ("login, killed", InLogin, true, true, false, true, &["KillUserProcesses"]),
             (
                 "login, killed although it lingers",
                 InLogin,
                 true,
                 true,
                 true,
-                &settings,
+                false,
                 &["KillUserProcesses"],
             ),
-            ("login, not killed", InLogin, false, true, false, &Isolation::UserNamespace, &[]),
-            (
-                "login, shared memory outside",
-                InLogin,
-                false,
-                true,
-                false,
-                &settings,
-                &["RemoveIPC"],
-            ),
-            ("login, shared memory stays", InLogin, false, false, false, &settings, &[]),
-            ("service", InUserService, false, false, false, &settings, &["does not linger"]),
-            ("service that lingers", InUserService, true, true, true, &settings, &[]),
-            ("elsewhere", Elsewhere, true, true, false, &settings, &[]),
+            ("login, not killed", InLogin, false, true, false, true, &[]),
+            ("login, shared memory outside", InLogin, false, true, false, false, &["RemoveIPC"]),
+            ("login, shared memory stays", InLogin, false, false, false, false, &[]),
+            ("service", InUserService, false, false, false, false, &["does not linger"]),
+            ("service that lingers", InUserService, true, true, true, false, &[]),
+            ("elsewhere", Elsewhere, true, true, false, false, &[]),
         ];
-        for (name, started, kills, removes_shared_memory, lingers, isolation, want) in cases {
+        for (name, started, kills, removes_shared_memory, lingers, has_own_memory, want) in cases {
             let mut report = CheckReport::default();
             judge(
                 &mut report,
                 &Logind { started, kills, removes_shared_memory, lingers },
-                isolation,
+                has_own_memory,
             );
             assert_eq!(report.findings.len(), want.len(), "{name}: {:?}", report.findings);
             for (finding, want) in report.findings.iter().zip(want) {

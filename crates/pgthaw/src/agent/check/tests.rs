@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use pgthaw_mover::{Access, EarlierExport, SumEntry, TargetDirectory, TargetReport, TargetState};
 use pgthaw_postgres::binaries::Binaries;
+use pgthaw_postgres::isolation::Isolation;
 use pgthaw_postgres::locale::{Installed, Sources};
 use pgthaw_postgres::os_user::OsUser;
 use pgthaw_postgres::version::Major;
@@ -120,6 +121,7 @@ fn task() -> CheckTask {
         superuser: None,
         preload: Vec::new(),
         allow_damaged: false,
+        allow_unisolated: false,
         verify_source: false,
         retries: 3,
         retry_for: 3600,
@@ -179,7 +181,7 @@ fn environment() -> Environment {
             request_timeout: None,
             hung_task_panic: None,
         },
-        isolation: Isolation::UserNamespace,
+        isolation: Ok(Isolation::UserRoot),
         work: directory("/var/tmp"),
         dump: Some(directory("/var/tmp")),
         target: Target {
@@ -467,9 +469,19 @@ fn judges_the_kernel() {
             Error("the kernel, Linux 4.18.0, lacks openat2"),
         ),
         (
-            "settings only",
-            |e, _| e.isolation = Isolation::ConfigurationOnly { reason: "refused".into() },
-            Warning("isolated by configuration only (refused)"),
+            "no root of its own",
+            |e, _| e.isolation = Err("make a user namespace: refused".into()),
+            Error(
+                "refuses PostgreSQL a root of its own, which keeps code in the backup away from this machine: make a user namespace: refused",
+            ),
+        ),
+        (
+            "no root of its own, accepted",
+            |e, task| {
+                e.isolation = Err("make a user namespace: refused".into());
+                task.request.allow_unisolated = true;
+            },
+            Warning("not be isolated from this machine, because the kernel refuses"),
         ),
     ]);
 }

@@ -1,0 +1,234 @@
+//! What this machine offers to a root: PostgreSQL's programs and libraries, the system's few files. Reads only.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::layout::{Child, Children};
+use crate::binaries::Binaries;
+use crate::os_user::OsUser;
+
+/// Where every Linux keeps programs and libraries; with merged `/usr` most are links.
+const SYSTEM: [&str; 8] =
+    ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/libexec"];
+
+/// Files and directories outside of those that programs read at every start, or that languages in a database need.
+/// Nobody's secrets are among them: `/etc/ssl` holds private keys, so only OpenSSL's settings are shown.
+const FILES: [&str; 12] = [
+    "/etc/ld.so.cache",
+    "/etc/alternatives",
+    "/etc/localtime",
+    "/etc/locale.alias",
+    "/etc/ssl/openssl.cnf",
+    "/etc/perl",
+    "/etc/python3",
+    "/etc/R",
+    "/etc/tcl",
+    "/etc/java",
+    // the dictionaries of Debian's `tsearch_data` are links that lead here
+    "/var/cache/postgresql/dicts",
+    "/etc/ld.so.conf",
+];
+
+/// What this machine offers, and how to ask about the rest.
+pub struct Host {
+    /// Links at the top, with their destinations: `/bin` to `usr/bin`.
+    pub links: Vec<(PathBuf, PathBuf)>,
+    /// Directories of programs and libraries; none lies in another.
+    pub programs: Vec<PathBuf>,
+    /// Further files, and whether each is a directory.
+    pub files: Vec<(PathBuf, bool)>,
+    /// Whether a path is a directory, links followed.
+    pub is_directory: Box<dyn Fn(&Path) -> bool>,
+    /// What a directory holds.
+    pub children: Box<dyn Fn(&Path) -> io::Result<Children>>,
+}
+
+impl Host {
+    /// Looks at this machine for `binaries`, if they are known, and for `libraries`, which the server is to preload (as
+    /// `shared_preload_libraries` names them). Programs are asked as `user`.
+    pub fn look(binaries: Option<&Binaries>, libraries: &[&str], user: Option<&OsUser>) -> Self {
+        let (mut links, mut trees) = (Vec::new(), BTreeSet::new());
+        for path in SYSTEM.map(PathBuf::from) {
+            match fs::read_link(&path) {
+                Ok(to) => links.push((path, to)),
+                Err(_) if path.is_dir() => _ = trees.insert(path),
+                Err(_) => {}
+            }
+        }
+        let within = |trees: &BTreeSet<PathBuf>, path: &Path| {
+            path.ancestors().any(|above| trees.contains(above))
+                || links.iter().any(|(link, _)| path.starts_with(link))
+        };
+        let found = binaries.map(|binaries| programs(binaries, libraries, user));
+        for directory in found.into_iter().flatten() {
+            if !within(&trees, &directory) && directory.is_dir() {
+                trees.insert(directory);
+            }
+        }
+        let programs: Vec<PathBuf> =
+            trees.iter().filter(|tree| !within(&without(&trees, tree), tree)).cloned().collect();
+        let files = FILES.iter().map(PathBuf::from).filter(|path| path.exists());
+        let files = files.map(|path| (path.clone(), path.is_dir())).collect();
+        Self {
+            links,
+            programs,
+            files,
+            is_directory: Box::new(Path::is_dir),
+            children: Box::new(children),
+        }
+    }
+}
+
+fn without(trees: &BTreeSet<PathBuf>, one: &Path) -> BTreeSet<PathBuf> {
+    trees.iter().filter(|tree| tree.as_path() != one).cloned().collect()
+}
+
+fn children(directory: &Path) -> io::Result<Children> {
+    let entry = |entry: io::Result<fs::DirEntry>| {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        let child = match () {
+            () if kind.is_dir() => Child::Directory,
+            () if kind.is_file() => Child::File,
+            () if kind.is_symlink() => Child::Link(fs::read_link(entry.path())?),
+            () => Child::Other,
+        };
+        Ok((entry.file_name(), child))
+    };
+    fs::read_dir(directory)?.map(entry).collect()
+}
+
+/// Returns the directories that PostgreSQL's programs and `libraries` are read from, as far as they lie outside of what
+/// every Linux has.
+fn programs(binaries: &Binaries, libraries: &[&str], user: Option<&OsUser>) -> Vec<PathBuf> {
+    let mut found = vec![binaries.directory.clone()];
+    found.extend(binaries.directory.canonicalize());
+    let outside = |path: &Path| !SYSTEM.iter().any(|system| path.starts_with(system));
+    let servers = [&binaries.postgres, &binaries.pg_dump, &binaries.pg_dumpall];
+    for program in servers.into_iter().filter_map(|program| program.canonicalize().ok()) {
+        found.extend(program.parent().map(Path::to_owned));
+        if outside(&program) {
+            found.extend(loaded_by(&program, user));
+        }
+    }
+    let mut own = Vec::new();
+    for directory in found.iter().filter(|directory| outside(directory)) {
+        own.extend(installation(directory, binaries.major.number(), user));
+    }
+    found.extend(own);
+    for library in libraries.iter().filter(|library| library.starts_with('/')) {
+        let path = PathBuf::from(library);
+        for path in [path.clone(), path.with_extension("so")] {
+            if let Ok(real) = path.canonicalize() {
+                found.extend(path.parent().map(Path::to_owned));
+                found.extend(real.parent().map(Path::to_owned));
+                found.extend(loaded_by(&real, user));
+            }
+        }
+    }
+    found.retain(|path| path.is_absolute() && path.as_path() != Path::new("/") && outside(path));
+    found.sort();
+    found.dedup();
+    found
+}
+
+/// Returns the directories of libraries and shared files of an installation whose programs lie in `directory`. It may
+/// have been moved: PostgreSQL finds its files from where its programs are, and `pg_config` tells where.
+fn installation(directory: &Path, major: u32, user: Option<&OsUser>) -> Vec<PathBuf> {
+    let mut config = Command::new(directory.join("pg_config"));
+    config.args(["--sharedir", "--pkglibdir", "--libdir"]);
+    let told = ask(config, user).unwrap_or_default();
+    let told: Vec<PathBuf> =
+        told.lines().map(PathBuf::from).filter(|path| path.is_absolute()).collect();
+    if !told.is_empty() {
+        return told;
+    }
+    let mut guessed = Vec::new();
+    for above in directory.ancestors().skip(1).take(5).filter(|above| above.parent().is_some()) {
+        guessed.push(above.join("share/postgresql").join(major.to_string()));
+        guessed.push(above.join("share/postgresql"));
+        guessed.push(above.join("lib/postgresql").join(major.to_string()));
+        guessed.push(above.join("lib/postgresql"));
+    }
+    if let Some(prefix) = directory.parent().filter(|prefix| prefix.parent().is_some()) {
+        guessed.extend(["lib", "lib64", "share"].map(|name| prefix.join(name)));
+    }
+    guessed.retain(|path| path.is_dir());
+    guessed
+}
+
+/// Returns the directories that the loader names for `file`, a program or a library.
+fn loaded_by(file: &Path, user: Option<&OsUser>) -> Vec<PathBuf> {
+    // glibc's and musl's loaders list what they would load instead of running the program (ld.so(8))
+    let mut trace = Command::new(file);
+    trace.env("LD_TRACE_LOADED_OBJECTS", "1");
+    let listed = ask(trace, user).or_else(|| {
+        let loaders = ["/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1"];
+        let loader = loaders.iter().find(|loader| Path::new(loader).exists())?;
+        let mut list = Command::new(loader);
+        list.arg("--list").arg(file);
+        ask(list, user)
+    });
+    let listed = listed.unwrap_or_default();
+    let mut found = Vec::new();
+    for path in named(&listed) {
+        found.extend(path.parent().map(Path::to_owned));
+        found.extend(path.canonicalize().ok().and_then(|real| real.parent().map(Path::to_owned)));
+    }
+    found
+}
+
+/// Reads the loader's list: `libx.so => /path/libx.so (0x…)` or `/lib64/ld-linux.so (0x…)`.
+fn named(list: &str) -> Vec<PathBuf> {
+    let path = |line: &str| {
+        let (before, _) = line.rsplit_once(" (0x")?;
+        let path = before.rsplit(" => ").next()?.trim();
+        path.starts_with('/').then(|| PathBuf::from(path))
+    };
+    list.lines().filter_map(path).collect()
+}
+
+/// Runs a program and returns what it printed, if it ended well.
+fn ask(mut command: Command, user: Option<&OsUser>) -> Option<String> {
+    let trace: Vec<_> = command
+        .get_envs()
+        .filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned())))
+        .collect();
+    command.env_clear().envs(trace).env("LC_ALL", "C").env("PATH", "/usr/bin:/bin");
+    command.current_dir("/").stdin(Stdio::null()).stderr(Stdio::null());
+    if let Some(user) = user {
+        user.run_as(&mut command);
+    }
+    let output = command.output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_loaders_list() {
+        let list = "\tlinux-vdso.so.1 (0x00007ffd)\n\tlibpq.so.5 => /opt/pg 15/lib/libpq.so.5 (0x00007f)\n\
+                    \tlibnone.so => not found\n\t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n\tstatically linked\n";
+        assert_eq!(
+            named(list),
+            [Path::new("/opt/pg 15/lib/libpq.so.5"), Path::new("/lib64/ld-linux-x86-64.so.2")]
+        );
+    }
+
+    #[test]
+    fn an_installation_that_was_moved_shows_its_own_directories_only() {
+        let scratch = tempfile::tempdir().unwrap();
+        for directory in ["pg/bin", "pg/lib", "pg/share/postgresql/15", "pg/secrets", "home"] {
+            fs::create_dir_all(scratch.path().join(directory)).unwrap();
+        }
+        let found = installation(&scratch.path().join("pg/bin"), 15, None);
+        assert!(found.contains(&scratch.path().join("pg/share/postgresql/15")), "{found:?}");
+        assert!(found.contains(&scratch.path().join("pg/lib")));
+        assert!(!found.iter().any(|path| path.ends_with("secrets") || path.ends_with("pg")));
+    }
+}
