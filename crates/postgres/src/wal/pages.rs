@@ -1,7 +1,6 @@
-//! WAL pages: whether a segment is what its name says, and how far its WAL goes.
+//! WAL pages: whether a segment is what its name says, and how far its pages go.
 //!
-//! PostgreSQL takes unreadable WAL for the end of WAL and then opens with fewer rows. With
-//! [`check_segment_head`] a segment that is not what its name says is found before the start, and with
+//! With [`check_segment_head`] a segment that is not what its name says is found before the start, and with
 //! [`record_end`] and [`later_valid_page`] WAL behind the place where replay ended is found after it.
 //! Records are not decoded.
 //!
@@ -10,11 +9,9 @@
 
 use std::io;
 
-use serde::{Deserialize, Serialize};
-
+use super::{ReadWal, WalIdentity};
 use crate::bytes::{u16_at, u32_at, u64_at};
-use crate::control::{ControlError, ControlFile};
-use crate::lsn::{Lsn, Segment, SegmentSize};
+use crate::lsn::{Lsn, Segment};
 use crate::version::Major;
 
 const SHORT_HEADER: u64 = 24;
@@ -23,42 +20,9 @@ const LONG_HEADER: u64 = 40;
 /// How many bytes of a segment [`check_segment_head`] needs.
 pub const SEGMENT_HEAD: usize = LONG_HEADER as usize;
 
-/// What all WAL of one cluster has in common.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WalIdentity {
-    /// The major version that wrote it.
-    pub major: Major,
-    /// The cluster's identity.
-    pub system_identifier: u64,
-    /// The size of its segments.
-    pub segment_size: SegmentSize,
-    /// Bytes per page: a power of two, 1 to 64 KiB.
-    pub page_size: u32,
+fn header_size(page: u64, identity: &WalIdentity) -> u64 {
+    if page.is_multiple_of(identity.segment_size.bytes()) { LONG_HEADER } else { SHORT_HEADER }
 }
-
-impl WalIdentity {
-    /// Takes the facts from `pg_control`.
-    ///
-    /// # Errors
-    /// [`ControlError::UnknownCatalog`] if no supported version wrote it.
-    pub fn of(control: &ControlFile) -> Result<Self, ControlError> {
-        Ok(Self {
-            major: control.major()?,
-            system_identifier: control.system_identifier,
-            segment_size: control.wal_segment_size,
-            page_size: control.wal_block_size,
-        })
-    }
-
-    fn page_header(&self, page: u64) -> u64 {
-        if page.is_multiple_of(self.segment_size.bytes()) { LONG_HEADER } else { SHORT_HEADER }
-    }
-}
-
-/// Reads the WAL of one timeline: fills the buffer with the bytes from this position on.
-///
-/// `Ok(false)` if the segment is certainly not there; a range never leaves its segment.
-pub type ReadWal<'a> = &'a mut dyn FnMut(Lsn, &mut [u8]) -> io::Result<bool>;
 
 /// Why a segment is not the WAL its name promises.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -359,7 +323,7 @@ pub fn record_end(
     const RECORD_HEADER: u64 = 24;
     let page_size = u64::from(identity.page_size);
     let page = start.0 - start.0 % page_size;
-    if !start.0.is_multiple_of(8) || start.0 - page < identity.page_header(page) {
+    if !start.0.is_multiple_of(8) || start.0 - page < header_size(page, identity) {
         return Ok(None);
     }
     let mut length = [0; 4];
@@ -378,7 +342,7 @@ pub fn record_end(
         }
         left -= room;
         let Some(next) = at.checked_add(room) else { return Ok(None) };
-        let Some(next) = next.checked_add(identity.page_header(next)) else { return Ok(None) };
+        let Some(next) = next.checked_add(header_size(next, identity)) else { return Ok(None) };
         at = next;
     }
 }
@@ -386,6 +350,7 @@ pub fn record_end(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lsn::SegmentSize;
     use proptest::prelude::*;
 
     fn identity() -> WalIdentity {
