@@ -1,11 +1,18 @@
-//! The WAL that a recovery will replay: whether it is there, and how far it goes.
+//! The WAL that a recovery will replay: whether it is there, how far it goes, and what it does to tablespaces.
 //!
 //! PostgreSQL takes unreadable WAL for the end of WAL and then opens with fewer rows. [`pages`] finds that
 //! before the start ([`check_segment_head`]) and after replay ([`record_end`], [`later_valid_page`]).
 //!
+//! Replay also makes, links and removes directories outside the data directory. [`walk`] reads the records
+//! beforehand and ends where replay will end.
+//!
 //! Leaves finding and decoding segments to the caller ([`ReadWal`]). All WAL is hostile input.
 
 pub mod pages;
+pub mod records;
+pub mod walk;
+#[cfg(test)]
+mod writer;
 
 use std::io;
 
@@ -18,6 +25,8 @@ use crate::version::Major;
 pub use pages::{
     SEGMENT_HEAD, WalError, check_segment_head, later_valid_page, record_end, valid_pages_end,
 };
+pub use records::{BadRecord, Record};
+pub use walk::{EndReason, WalkEnd, WalkError, walk};
 
 /// What all WAL of one cluster has in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

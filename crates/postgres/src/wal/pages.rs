@@ -2,7 +2,7 @@
 //!
 //! With [`check_segment_head`] a segment that is not what its name says is found before the start, and with
 //! [`record_end`] and [`later_valid_page`] WAL behind the place where replay ended is found after it.
-//! Records are not decoded.
+//! Records are not decoded here; see [`super::walk`].
 //!
 //! Sources: PostgreSQL's `xlog_internal.h` (`XLogPageHeaderData`, `XLogLongPageHeaderData`), `xlogrecord.h`,
 //! `xlogreader.c` (`XLogReaderValidatePageHeader`).
@@ -186,23 +186,88 @@ pub fn check_segment_head(
 }
 
 /// The header of every WAL page.
-struct PageHeader {
+#[derive(Clone, Copy)]
+pub(super) struct PageHeader {
     magic: u16,
     flags: u16,
-    timeline: u32,
+    pub(super) timeline: u32,
     address: Lsn,
+    /// How many bytes of a record that began before are still to come, on this page and after it.
+    pub(super) remaining: u32,
 }
 
 impl PageHeader {
+    /// `XLP_FIRST_IS_CONTRECORD`: the page begins within a record.
+    const CONTRECORD: u16 = 0x0001;
+    /// `XLP_LONG_HEADER`
     const LONG: u16 = 0x0002;
+    /// `XLP_FIRST_IS_OVERWRITE_CONTRECORD`: the record before was given up, and a new one begins here.
+    const OVERWRITE_CONTRECORD: u16 = 0x0008;
 
-    fn read(bytes: &[u8]) -> Option<Self> {
+    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
         Some(Self {
             magic: u16_at(bytes, 0)?,
             flags: u16_at(bytes, 2)?,
             timeline: u32_at(bytes, 4)?,
             address: Lsn(u64_at(bytes, 8)?),
+            remaining: u32_at(bytes, 16)?,
         })
+    }
+
+    /// Returns how many bytes of the page it takes.
+    pub(super) fn size(&self) -> usize {
+        let size = if self.flags & Self::LONG != 0 { LONG_HEADER } else { SHORT_HEADER };
+        size as usize
+    }
+
+    /// Returns whether the page begins with the rest of a record.
+    pub(super) fn continues_a_record(&self) -> bool {
+        self.flags & Self::CONTRECORD != 0
+    }
+
+    /// Returns whether the page begins with a record that replaces the rest of the one before.
+    pub(super) fn overwrites_a_record(&self) -> bool {
+        self.flags & Self::OVERWRITE_CONTRECORD != 0
+    }
+
+    /// Returns why PostgreSQL would not read on at the page `bytes`, which should be the one at `address`.
+    ///
+    /// `timeline` is that of the page before; timelines never go back. This is
+    /// `XLogReaderValidatePageHeader`, no stricter and no laxer: unlike [`Self::is_at`] it accepts a long
+    /// header on any page.
+    pub(super) fn objection(
+        &self,
+        bytes: &[u8],
+        address: Lsn,
+        timeline: u32,
+        identity: &WalIdentity,
+    ) -> Option<&'static str> {
+        let long = self.flags & Self::LONG != 0;
+        let of_cluster = u64_at(bytes, 24) == Some(identity.system_identifier);
+        let sizes = (u32_at(bytes, 32), u32_at(bytes, 36));
+        match () {
+            () if self.magic == 0 => Some("nothing was written to it"),
+            () if self.magic != identity.major.wal_magic() => {
+                Some("it holds no WAL of this version")
+            }
+            () if !self.plausible_flags() => Some("its header has unknown flags"),
+            () if long && identity.system_identifier != 0 && !of_cluster => {
+                Some("it belongs to another cluster")
+            }
+            () if long
+                && sizes != (Some(u32::from(identity.segment_size)), Some(identity.page_size)) =>
+            {
+                Some("its segments or pages have another size")
+            }
+            () if !long && address.0.is_multiple_of(identity.segment_size.bytes()) => {
+                Some("it does not begin with a segment's header")
+            }
+            () if self.address != address => Some("it holds other WAL: it was not written again"),
+            () if self.timeline < timeline => {
+                Some("it is of an earlier timeline than the page before")
+            }
+            () => None,
+        }
     }
 
     /// Returns whether only known flags are set (`XLP_ALL_FLAGS`).
