@@ -3,13 +3,14 @@
 //! PostgreSQL takes unreadable WAL for the end of WAL and then opens with fewer rows. [`pages`] finds that
 //! before the start ([`check_segment_head`]) and after replay ([`record_end`], [`later_valid_page`]).
 //!
-//! Replay also makes, links and removes directories outside the data directory. [`walk`] reads the records
-//! beforehand and ends where replay will end.
+//! Replay also makes, links and removes directories outside the data directory. [`walk()`] reads the records
+//! beforehand and ends where replay will end; [`ReplayedTablespaces`] says which links replay will make.
 //!
 //! Leaves finding and decoding segments to the caller ([`ReadWal`]). All WAL is hostile input.
 
 pub mod pages;
 pub mod records;
+pub mod tablespaces;
 pub mod walk;
 #[cfg(test)]
 mod writer;
@@ -26,6 +27,10 @@ pub use pages::{
     SEGMENT_HEAD, WalError, check_segment_head, later_valid_page, record_end, valid_pages_end,
 };
 pub use records::{BadRecord, Record};
+pub use tablespaces::{
+    LocationObjection, ReplayedTablespace, ReplayedTablespaces, TooManyTablespaces,
+    location_objection,
+};
 pub use walk::{EndReason, WalkEnd, WalkError, walk};
 
 /// What all WAL of one cluster has in common.

@@ -2,7 +2,7 @@
 //!
 //! With [`check_segment_head`] a segment that is not what its name says is found before the start, and with
 //! [`record_end`] and [`later_valid_page`] WAL behind the place where replay ended is found after it.
-//! Records are not decoded here; see [`super::walk`].
+//! Records are not decoded here; see [`super::walk()`].
 //!
 //! Sources: PostgreSQL's `xlog_internal.h` (`XLogPageHeaderData`, `XLogLongPageHeaderData`), `xlogrecord.h`,
 //! `xlogreader.c` (`XLogReaderValidatePageHeader`).

@@ -1,7 +1,7 @@
 //! Walks the records of the WAL as PostgreSQL's replay does, and ends where replay would.
 //!
 //! Owns pages, records across pages and segments, checksums, and the question whether a record is the last
-//! one. Leaves what is inside a record to [`super::records`]. Start at [`walk`].
+//! one. Leaves what is inside a record to [`super::records`]. Start at [`walk()`].
 //!
 //! The walk never ends before replay would: it refuses what `xlogreader.c` refuses and nothing else. Of
 //! records that it does not decode it does not look at the inside, and reads on where PostgreSQL would find
