@@ -12,8 +12,9 @@ echo "$name" > /proc/sys/kernel/hostname
 ipv6=/proc/sys/net/ipv6/conf/default/disable_ipv6
 if [ -e $ipv6 ]; then echo 1 > $ipv6; fi
 # What Linux takes where nobody has chosen another; bbr, which some machines choose, paces what it sends with a timer for each
-# packet.
-if grep -qw cubic /proc/sys/net/ipv4/tcp_available_congestion_control; then
+# packet. A network namespace may choose only what the kernel allows everybody; where cubic is not (a kernel whose built-in default is
+# another), the host keeps what there is.
+if grep -qsw cubic /proc/sys/net/ipv4/tcp_allowed_congestion_control; then
     echo cubic > /proc/sys/net/ipv4/tcp_congestion_control
 fi
 

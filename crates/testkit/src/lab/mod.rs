@@ -5,7 +5,8 @@
 //! that no name keeps alive and that end with the test's process, also when it is killed: the machine's own
 //! network, mounts and accounts are never touched. Needs root, Linux 5.2 and the programs `unshare`, `nsenter`,
 //! `setpriv`, `mount`, `ip`, `tc`, `nft`, `sshd` and `ssh-keygen`. Hosts reach each other and nothing else;
-//! their TCP is Linux's default (cubic), whatever the machine's own is.
+//! their TCP is Linux's default (cubic), whatever the machine's own is, unless the kernel lets no network namespace
+//! choose it.
 //!
 //! Start at [`Lab`]; a host is [`Host`], what it is made from [`HostPlan`].
 
