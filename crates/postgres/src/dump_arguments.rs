@@ -2,7 +2,10 @@
 //!
 //! [`arguments`] is pure. [`validate_user_arguments`] reads the user's part as `getopt_long` does
 //! (abbreviated long options, clustered short ones, separate values) and refuses what would change where
-//! the dump goes, its format or the connection.
+//! the dump goes, its format or the connection, and what would bring rows that are not in the backup.
+//!
+//! [`OPTIONS`] judges every option; one that is not in it is refused, so that an option of a future pg_dump is not
+//! passed on before somebody has judged it. `tests/real_pg_dump.rs` compares the table with each pg_dump installed here.
 
 use std::ffi::OsString;
 
@@ -20,8 +23,10 @@ pub enum ArgumentError {
         /// Why, or what to use instead.
         why: &'static str,
     },
-    /// Not an option of pg_dump.
-    #[error("`{0}` is no option of pg_dump")]
+    /// Not an option of any pg_dump whose options are judged here.
+    #[error(
+        "`{0}` is not an option of pg_dump 12 to 18; pgthaw passes on only options that it knows"
+    )]
     Unknown(String),
     /// An abbreviation of several options.
     #[error("`{given}` may stand for several options of pg_dump: {}", candidates.join(", "))]
@@ -87,11 +92,16 @@ const LOCKS: Rule = Refuse("pgthaw sets it itself");
 const UPGRADE: Rule = Refuse("its output is for pg_upgrade only");
 const SNAPSHOT: Rule = Refuse("the instance has no snapshots of others");
 const PLAIN: Rule = Refuse("it is for the plain format only");
+const FOREIGN_DATA: Rule = Refuse("it dumps rows of a live foreign server, not of the backup");
+const FILTER: Rule = Refuse(
+    "its file can ask for rows of a live foreign server, and is read on the machine where pg_dump runs; \
+     use -n, -t, -T and --exclude-table-data",
+);
 
 /// An option: its long name, its letter, whether it takes a value, what to do with it.
 struct Known(&'static str, Option<char>, bool, Rule);
 
-/// Every option of pg_dump 12 to 18, the undocumented ones too.
+/// Every option of pg_dump 12 to 18 (`long_options` in `src/bin/pg_dump/pg_dump.c`), the undocumented ones too.
 #[rustfmt::skip]
 const OPTIONS: &[Known] = &[
     Known("file", Some('f'), true, OUTPUT),
@@ -134,9 +144,9 @@ const OPTIONS: &[Known] = &[
     Known("exclude-table-data", None, true, Allow),
     Known("exclude-table-data-and-children", None, true, Allow),
     Known("extra-float-digits", None, true, Allow),
-    Known("filter", None, true, Allow),
+    Known("filter", None, true, FILTER),
     Known("if-exists", None, false, Allow),
-    Known("include-foreign-data", None, true, Allow),
+    Known("include-foreign-data", None, true, FOREIGN_DATA),
     Known("inserts", None, false, Allow),
     Known("load-via-partition-root", None, false, Allow),
     Known("no-comments", None, false, Allow),
@@ -272,6 +282,31 @@ pub fn given_options(arguments: &[String]) -> Vec<Given> {
     given
 }
 
+/// Returns valid `arguments` with every long option in full. What stands for one option here may stand for another in a
+/// newer pg_dump, which would get it unjudged.
+fn unabbreviated(arguments: &[String]) -> Vec<OsString> {
+    let mut full = Vec::new();
+    let mut words = arguments.iter();
+    while let Some(word) = words.next() {
+        let (name, value) = match word.split_once('=') {
+            Some((name, value)) => (name, format!("={value}")),
+            None => (word.as_str(), String::new()),
+        };
+        let known = name.strip_prefix("--").and_then(|name| find_long(name).ok());
+        full.push(
+            known.map_or_else(|| word.into(), |known| format!("--{}{value}", known.0).into()),
+        );
+        let takes_next = match known {
+            Some(known) => known.2 && value.is_empty(),
+            None => matches!(short_options(&word[1..]), Ok(Some(_))),
+        };
+        if takes_next {
+            full.extend(words.next().map(OsString::from));
+        }
+    }
+    full
+}
+
 /// Checks the letters behind one `-`; returns the option if the next word is its value.
 fn short_options(letters: &str) -> Result<Option<String>, ArgumentError> {
     let mut rest = letters.chars();
@@ -309,7 +344,7 @@ pub fn arguments(plan: &DumpPlan) -> Result<Vec<OsString>, ArgumentError> {
     if let Some(encoding) = &plan.encoding {
         arguments.push(format!("--encoding={encoding}").into());
     }
-    arguments.extend(plan.arguments.iter().map(OsString::from)); // a later --encoding wins
+    arguments.extend(unabbreviated(&plan.arguments)); // a later --encoding wins
     let connection = plan.endpoint.connection_string(&plan.database);
     arguments.push(format!("--dbname={connection}").into());
     Ok(arguments)
@@ -398,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_change_output_format_or_connection_is_refused() {
+    fn what_would_change_output_format_connection_or_source_is_refused() {
         for words in [
             &["-f", "x"][..],
             &["-fx"],
@@ -435,6 +470,14 @@ mod tests {
             &["--snapshot=x"],
             &["--binary-upgrade"],
             &["-t", "a", "--file=x"],
+            &["--include-foreign-data=*"],
+            &["--include-foreign-data", "live"],
+            &["--include-f=*"],
+            &["--inc", "*"],
+            &["--filter=x"],
+            &["--filter", "-"],
+            &["--filt", "x"],
+            &["-O", "--filte=/etc/passwd"],
         ] {
             assert!(
                 matches!(check(words), Err(ArgumentError::Refused { .. })),
@@ -457,6 +500,40 @@ mod tests {
         assert!(matches!(check(&["-t"]), Err(ArgumentError::NoValue(_))));
         assert!(matches!(check(&["--table"]), Err(ArgumentError::NoValue(_))));
         assert!(matches!(check(&["--inserts=1"]), Err(ArgumentError::UnwantedValue(_))));
+    }
+
+    #[test]
+    fn a_refusal_names_the_option_and_the_reason() {
+        let said = |words: &[&str]| check(words).unwrap_err().to_string();
+        assert_eq!(
+            said(&["--include-f=*"]),
+            "pg_dump's option --include-foreign-data cannot be passed on: it dumps rows of a live foreign server, not of the backup"
+        );
+        let filter = said(&["--filt", "x"]);
+        assert!(
+            filter.contains("--filter cannot") && filter.contains("live foreign server"),
+            "{filter}"
+        );
+        assert!(said(&["--of-pg-dump-99"]).starts_with("`--of-pg-dump-99` is not an option"));
+    }
+
+    #[test]
+    fn long_options_are_passed_on_in_full() {
+        let given =
+            ["-Ot", "--sch", "--exclude-e=x", "--exclude-table-data=a=b", "--sect", "--inser"];
+        let given = [&given[..], &["--role", "--sect"], &["-vv"]].concat();
+        // The word after `-t`, `--section` and `--role` is a value, whatever it looks like.
+        let want = [
+            "-Ot",
+            "--sch",
+            "--exclude-extension=x",
+            "--exclude-table-data=a=b",
+            "--section",
+            "--inser",
+        ];
+        let want = [&want[..], &["--role", "--sect"], &["-vv"]].concat();
+        let given: Vec<String> = given.into_iter().map(String::from).collect();
+        assert_eq!(unabbreviated(&given), want);
     }
 
     #[test]

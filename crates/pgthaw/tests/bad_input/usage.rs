@@ -84,6 +84,13 @@ fn options_that_do_not_fit_are_refused_before_anything_is_made() {
         ("port", &["--", "-p5432"], &["-p"]),
         ("database", &["--", "other"], &["other"]),
         ("abbreviated", &["--", "--form=c"], &["--form"]),
+        (
+            "foreign",
+            &["--", "--include-foreign-data=*"],
+            &["--include-foreign-data", "live foreign"],
+        ),
+        ("foreign, abbreviated", &["--", "--include-f", "*"], &["--include-foreign-data"]),
+        ("filter", &["--", "--filter=/tmp/x"], &["--filter", "live foreign"]),
         ("unknown", &["--", "--no-such-option"], &["--no-such-option"]),
         ("compression of a newer pg_dump", &["-Z", "zstd"], &["pg_dump", "zstd"]),
         ("compression of none", &["-Z", "bzip2"], &["bzip2"]),
