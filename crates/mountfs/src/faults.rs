@@ -34,6 +34,8 @@ pub enum FaultKind {
     NoSpace,
     /// Refused because an earlier write was lost ([`FaultKind::Write`]).
     Poisoned,
+    /// A symbolic link that was not provided ([`crate::FileSystem::provide_link`]) was refused; the caller got EPERM.
+    Link,
     /// Refused because of [`crate::FileSystem::abort`]: counted, but not reported to `on_fault`.
     Aborted,
 }
@@ -61,8 +63,8 @@ impl Faults {
         Self { kept: Mutex::default(), count: AtomicU64::new(0), on_fault }
     }
 
-    /// Counts `fault`, keeps it if there is room (a lost write always), and reports it.
-    pub(crate) fn record(&self, fault: Fault) {
+    /// Counts `fault`, keeps it if there is room (a lost write always), and reports it. Returns whether it was kept.
+    pub(crate) fn record(&self, fault: Fault) -> bool {
         self.count.fetch_add(1, Ordering::Relaxed);
         let mut kept = locked(self.kept.lock());
         let keep = kept.len() < KEPT || (fault.kind == FaultKind::Write && kept.len() < 2 * KEPT);
@@ -73,6 +75,7 @@ impl Faults {
         if keep && fault.kind != FaultKind::Aborted {
             (self.on_fault)(&fault);
         }
+        keep
     }
 
     pub(crate) fn kept(&self) -> Vec<Fault> {

@@ -6,7 +6,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::SystemTime;
 
 use rustix::io::Errno;
@@ -17,15 +17,16 @@ use crate::content::MAX_FILE_SIZE;
 use crate::faults::{Failure, Fault, FaultKind, Faults, OnFault};
 use crate::file::{Data, Facts, Failed, File, Storage, locked};
 use crate::layer::Layer;
+use crate::links::{Changed, Refusal, RefusedLink, shown};
 use crate::names::{Attributes, Body, Listed, Names};
-use crate::tree::Tree;
+use crate::tree::{self, Tree, TreeError};
 use crate::waiting::{Reply, Target, Waiting, Work};
 use crate::{Ino, Lower, Owner, Result};
 
 /// What `setattr` changes; `None` leaves as it is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Change {
-    /// Permission bits.
+    /// Permission bits; setuid and setgid are dropped.
     pub mode: Option<u16>,
     /// Size in bytes.
     pub size: Option<u64>,
@@ -64,7 +65,15 @@ pub struct FileSystem {
     faults: Faults,
     aborted: AtomicBool,
     waiting: Waiting,
+    /// Held while names are made from inside, until the kernel knows them.
+    on_new_name: Mutex<Option<OnNewName>>,
 }
+
+/// Called with a directory and a name in it that was made from inside: the kernel may remember that there is none.
+pub(crate) type OnNewName = Box<dyn Fn(Ino, &[u8]) + Send + Sync>;
+
+/// Permission bits that a file can have: never setuid or setgid.
+const PERMISSIONS: u16 = 0o1777;
 
 impl FileSystem {
     /// Puts `tree` over `lower`, with writes going to `layer_directory`.
@@ -91,7 +100,50 @@ impl FileSystem {
             faults: Faults::new(on_fault),
             aborted: AtomicBool::new(false),
             waiting: Waiting::default(),
+            on_new_name: Mutex::default(),
         })
+    }
+
+    /// Allows a symbolic link at `path` (relative, below the root) to `destination`, beside those that the tree has or that
+    /// were provided for `path` before. Every other link is refused, and is a fault ([`FaultKind::Link`]).
+    ///
+    /// # Errors
+    /// [`TreeError::BadPath`] if the path is not plain.
+    pub fn provide_link(
+        &self,
+        path: &str,
+        destination: &[u8],
+    ) -> std::result::Result<(), TreeError> {
+        if !tree::is_plain(path.as_bytes()) {
+            return Err(TreeError::BadPath { path: path.into() });
+        }
+        locked(self.names.write()).links.provide(path.as_bytes(), destination);
+        Ok(())
+    }
+
+    /// Makes the directory `path` (relative, below the root) and those above it, as far as they are absent, as if the tree
+    /// had held them. The file system may be mounted and in use: the kernel is told.
+    ///
+    /// # Errors
+    /// [`TreeError`] if the path is not plain, or if it or a part of it is there and not a directory.
+    pub fn provide_directory(&self, path: &str) -> std::result::Result<(), TreeError> {
+        let tell = locked(self.on_new_name.lock());
+        let made = locked(self.names.write())
+            .make_directories(path.as_bytes(), fresh(tree::DIRECTORY_MODE))
+            .map_err(|errno| match errno {
+                Errno::NOTDIR => TreeError::BelowFile { path: path.into() },
+                _ => TreeError::BadPath { path: path.into() },
+            })?;
+        if let Some(tell) = &*tell {
+            // Without the names' lock: the kernel may wait for an answer that needs it.
+            made.iter().for_each(|(parent, name)| tell(*parent, name));
+        }
+        Ok(())
+    }
+
+    /// Sets who is told of names that are made from inside.
+    pub(crate) fn on_new_name(&self, tell: Option<OnNewName>) {
+        *locked(self.on_new_name.lock()) = tell;
     }
 
     /// Starts `threads` threads that wait for the lower; they end with [`FileSystem::abort`].
@@ -217,7 +269,7 @@ impl FileSystem {
     pub fn setattr(&self, ino: Ino, change: Change) -> Result<Attributes> {
         let now = SystemTime::now();
         let apply = |facts: &mut Facts| {
-            facts.mode = change.mode.map_or(facts.mode, |mode| mode & 0o7777);
+            facts.mode = change.mode.map_or(facts.mode, |mode| mode & PERMISSIONS);
             facts.mtime = change.mtime.unwrap_or(facts.mtime);
             facts.ctime = change.ctime.unwrap_or(now);
         };
@@ -255,22 +307,49 @@ impl FileSystem {
     }
 
     /// Makes a symbolic link; takes a reference.
+    ///
+    /// # Errors
+    /// EPERM, and a fault, unless the link was provided ([`FileSystem::provide_link`]).
     pub fn symlink(&self, parent: Ino, name: &[u8], target: &[u8]) -> Result<Attributes> {
-        let (target, facts) = (Arc::from(target), fresh(0o777));
-        self.make(|names| names.make(parent, name, |_| Body::Symlink { target, facts }))
+        self.make(|names| names.make_symlink(parent, name, target, fresh(0o777)))
     }
 
     /// Gives `ino` one more name; takes a reference.
+    ///
+    /// # Errors
+    /// EPERM, and a fault, for a symbolic link.
     pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attributes> {
         self.make(|names| names.link(ino, parent, name).map(|()| ino))
     }
 
-    fn make(&self, make: impl FnOnce(&mut Names) -> Result<Ino>) -> Result<Attributes> {
-        let mut names = locked(self.names.write());
-        let ino = make(&mut names)?;
-        let found = names.find(ino, 1)?;
-        drop(names);
-        Ok(found.attributes())
+    fn make<E: Into<Refusal>>(
+        &self,
+        make: impl FnOnce(&mut Names) -> std::result::Result<Ino, E>,
+    ) -> Result<Attributes> {
+        let made: Changed<_> = {
+            let mut names = locked(self.names.write());
+            make(&mut names).map_err(Into::into).and_then(|ino| Ok(names.find(ino, 1)?))
+        };
+        match made {
+            Ok(found) => Ok(found.attributes()),
+            Err(refusal) => Err(self.told(refusal)),
+        }
+    }
+
+    /// Records a link that was refused, and returns the error number for the caller.
+    fn told(&self, refusal: Refusal) -> Errno {
+        let errno = refusal.errno();
+        if let Refusal::Link(RefusedLink { path, destination }) = refusal {
+            let (path, destination) = (shown(&path), shown(&destination));
+            let error = format!(
+                "it would lead to `{destination}`, which this mount does not provide there"
+            );
+            let fault = Fault { path: path.clone(), offset: 0, kind: FaultKind::Link, error };
+            if self.faults.record(fault) {
+                tracing::error!(path, destination, "a symbolic link was refused");
+            }
+        }
+        errno
     }
 
     /// Returns where a symbolic link points.
@@ -296,9 +375,12 @@ impl FileSystem {
     }
 
     /// Renames `from` (directory and name) to `to`.
+    ///
+    /// # Errors
+    /// Among others EPERM, and a fault, if a symbolic link would get a path for which it was not provided.
     pub fn rename(&self, from: (Ino, &[u8]), to: (Ino, &[u8]), mode: RenameMode) -> Result<()> {
-        let replaced = locked(self.names.write()).rename(from, to, mode)?;
-        if let Some(ino) = replaced {
+        let renamed = locked(self.names.write()).rename(from, to, mode);
+        if let Some(ino) = renamed.map_err(|refusal| self.told(refusal))? {
             self.remove_unused(ino);
         }
         Ok(())
@@ -501,7 +583,7 @@ impl FileSystem {
 
 fn fresh(mode: u16) -> Facts {
     let now = SystemTime::now();
-    Facts { mode: mode & 0o7777, mtime: now, ctime: now }
+    Facts { mode: mode & PERMISSIONS, mtime: now, ctime: now }
 }
 
 /// Calls `work` with `length` bytes that hold anything; kept by the thread for the next time. They begin with a page of

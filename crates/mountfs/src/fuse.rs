@@ -16,9 +16,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
     BsdFileFlags, Config, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs,
-    ReplyWrite, Request, Session, SessionACL, TimeOrNow, WriteFlags,
+    INodeNo, InitFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen,
+    ReplyStatfs, ReplyWrite, Request, Session, SessionACL, TimeOrNow, WriteFlags,
 };
 use rustix::fs::{FallocateFlags, FileType as Sort, Mode, OFlags};
 use rustix::io::Errno;
@@ -73,12 +73,26 @@ pub fn serve(fs: Arc<FileSystem>, device: OwnedFd, options: ServeOptions) -> io:
     config.acl = SessionACL::All; // the kernel has checked: the mount's user, or all with `allow_other`
     config.n_threads = Some(options.fuse_threads.max(1));
     config.clone_fd = can_clone(&device);
-    let served =
-        Session::from_fd(Adapter(fs.clone()), device, config.acl, config).and_then(Session::run);
+    let session = Session::from_fd(Adapter(fs.clone()), device, config.acl, config);
+    let served = session.and_then(|session| {
+        let kernel = session.notifier();
+        fs.on_new_name(Some(Box::new(move |parent, name| forget_absence(&kernel, parent, name))));
+        session.run()
+    });
+    fs.on_new_name(None); // it holds the device
     fs.abort();
     match served {
         Err(err) if err.kind() == io::ErrorKind::NotConnected => Ok(()), // unmounted before the greeting
         other => other,
+    }
+}
+
+/// Makes the kernel forget that there is no `name` in `parent`, and how many directories that has. An error means that the
+/// kernel remembers nothing of it.
+fn forget_absence(kernel: &Notifier, parent: Ino, name: &[u8]) {
+    let forgotten = kernel.inval_entry(INodeNo(parent), OsStr::from_bytes(name));
+    if let Err(err) = forgotten.and_then(|()| kernel.inval_inode(INodeNo(parent), -1, 0)) {
+        tracing::debug!(parent, "nothing to forget: {err}");
     }
 }
 

@@ -5,12 +5,14 @@
 //! that gives bytes by file number. Mounting, serving and unmounting are in `mount` and `fuse`;
 //! everything else runs without a kernel.
 //!
-//! Three rules bind all of it. Nobody who answers the kernel waits for the lower
+//! Four rules bind all of it. Nobody who answers the kernel waits for the lower
 //! ([`Lower::try_read_at`] or the queue). A byte that cannot be read is EIO and a [`Fault`], never
 //! a zero. From the first write that cannot be kept every read and write answers EIO, because the
-//! kernel's cache hides a lost write from whoever made it.
+//! kernel's cache hides a lost write from whoever made it. What writes to the mount is not trusted: a symbolic link
+//! exists only where it was provided ([`FileSystem::provide_link`]), and there are no devices.
 //!
-//! Locks, in the order they may be taken: names ([`std::sync::RwLock`], held for memory work only,
+//! Locks, in the order they may be taken: that of names made from inside, held while the kernel is told of them, but by
+//! nobody who answers it; names ([`std::sync::RwLock`], held for memory work only,
 //! never while waiting for a file), then nothing; a file's state (one lock per file, held over
 //! reads and writes of the layer, never over [`Lower::read_at`]), then the descriptor pool; the
 //! fault list and the queue are leaves.
@@ -23,6 +25,7 @@ mod file;
 mod filesystem;
 mod fuse;
 mod layer;
+mod links;
 mod mount;
 mod names;
 mod pages;

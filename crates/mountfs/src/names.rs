@@ -13,6 +13,7 @@ use std::time::SystemTime;
 use rustix::io::Errno;
 
 use crate::file::{Facts, File};
+use crate::links::{Changed, Links, Refusal, shown};
 use crate::{Ino, ROOT, Result};
 
 /// A name in a directory: not empty, no `/`, no NUL, not `.` or `..`.
@@ -168,6 +169,7 @@ fn known(ino: Ino, kind: Kind, size: u64, links: u32, facts: Facts) -> Attribute
 pub(crate) struct Names {
     nodes: HashMap<Ino, Node>,
     next: Ino,
+    pub(crate) links: Links,
 }
 
 impl Names {
@@ -179,7 +181,7 @@ impl Names {
             place: (ROOT, Arc::from([])),
             body: Body::Directory(Directory::new(ROOT, facts)),
         };
-        Self { nodes: HashMap::from([(ROOT, root)]), next: ROOT + 1 }
+        Self { nodes: HashMap::from([(ROOT, root)]), next: ROOT + 1, links: Links::default() }
     }
 
     pub(crate) fn node(&self, ino: Ino) -> Result<&Node> {
@@ -250,8 +252,11 @@ impl Names {
     /// Takes out `ino` if no name and no reference is left; the caller drops it without the lock.
     pub(crate) fn remove_unused(&mut self, ino: Ino) -> Option<Node> {
         let node = self.nodes.get(&ino)?;
-        let unused = node.links == 0 && node.lookups.load(Ordering::Relaxed) == 0;
-        if unused { self.nodes.remove(&ino) } else { None }
+        if node.links > 0 || node.lookups.load(Ordering::Relaxed) > 0 {
+            return None;
+        }
+        self.links.numbers.remove(&ino);
+        self.nodes.remove(&ino)
     }
 
     /// Makes `name` in `parent`; `body` gets the new number.
@@ -272,6 +277,9 @@ impl Names {
         self.next += 1;
         let body = body(ino);
         let directory = body.kind() == Kind::Directory;
+        if body.kind() == Kind::Symlink {
+            self.links.numbers.insert(ino);
+        }
         let node =
             Node { lookups: AtomicU64::new(0), links: 1, place: (parent, name.clone()), body };
         self.nodes.insert(ino, node);
@@ -288,18 +296,62 @@ impl Names {
         self.make(parent, name, |_| Body::Directory(Directory::new(parent, facts)))
     }
 
-    /// Gives `ino` one more name.
-    pub(crate) fn link(&mut self, ino: Ino, parent: Ino, name: &[u8]) -> Result<()> {
+    /// Makes a symbolic link to `target`, if that was provided for it.
+    pub(crate) fn make_symlink(
+        &mut self,
+        parent: Ino,
+        name: &[u8],
+        target: &[u8],
+        facts: Facts,
+    ) -> Changed<Ino> {
+        match self.child(parent, name) {
+            Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno.into()),
+            Ok(_) => return Err(Errno::EXIST.into()),
+        }
+        self.living(parent)?;
+        self.links.check(self.path_in(parent, name), target)?;
+        let target = Arc::from(target);
+        Ok(self.make(parent, name, |_| Body::Symlink { target, facts })?)
+    }
+
+    /// Returns the directory at `path`, made with its parents as far as it is absent, and the names that were made.
+    pub(crate) fn make_directories(
+        &mut self,
+        path: &[u8],
+        facts: Facts,
+    ) -> Result<Vec<(Ino, Name)>> {
+        let parts: Vec<Name> =
+            path.split(|byte| *byte == b'/').map(checked).collect::<Result<_>>()?;
+        let (mut at, mut made) = (ROOT, Vec::new());
+        for name in parts {
+            at = match self.child(at, &name) {
+                Err(Errno::NOENT) => {
+                    made.push((at, name.clone()));
+                    self.make_directory(at, &name, facts)?
+                }
+                there => there?,
+            };
+        }
+        self.directory(at)?;
+        Ok(made)
+    }
+
+    /// Gives `ino` one more name. A symbolic link has only one.
+    pub(crate) fn link(&mut self, ino: Ino, parent: Ino, name: &[u8]) -> Changed<()> {
         let name = checked(name)?;
         let node = self.node(ino)?;
         match node.body.kind() {
-            Kind::Directory => return Err(Errno::PERM),
-            _ if node.links == 0 => return Err(Errno::NOENT),
+            Kind::Directory => return Err(Errno::PERM.into()),
+            _ if node.links == 0 => return Err(Errno::NOENT.into()),
             _ => {}
         }
         self.living(parent)?;
         if self.child(parent, &name).is_ok() {
-            return Err(Errno::EXIST);
+            return Err(Errno::EXIST.into());
+        }
+        if let Body::Symlink { target, .. } = &self.node(ino)?.body {
+            return Err(Refusal::link(self.path_in(parent, &name), target));
         }
         self.directory_mut(parent)?.put(&name, ino);
         let node = self.node_mut(ino)?;
@@ -337,18 +389,18 @@ impl Names {
         from: (Ino, &[u8]),
         to: (Ino, &[u8]),
         mode: RenameMode,
-    ) -> Result<Option<Ino>> {
+    ) -> Changed<Option<Ino>> {
         let (from_name, to_name) = (checked(from.1)?, checked(to.1)?);
         let moved = self.child(from.0, &from_name)?;
         self.living(to.0)?;
         let there = match self.child(to.0, &to_name) {
             Ok(ino) => Some(ino),
             Err(Errno::NOENT) => None,
-            Err(errno) => return Err(errno),
+            Err(errno) => return Err(errno.into()),
         };
         match (mode, there) {
-            (RenameMode::NoReplace, Some(_)) => return Err(Errno::EXIST),
-            (RenameMode::Exchange, None) => return Err(Errno::NOENT),
+            (RenameMode::NoReplace, Some(_)) => return Err(Errno::EXIST.into()),
+            (RenameMode::Exchange, None) => return Err(Errno::NOENT.into()),
             (_, Some(there)) if there == moved => return Ok(None),
             _ => {}
         }
@@ -356,6 +408,8 @@ impl Names {
         match there {
             Some(there) if mode == RenameMode::Exchange => {
                 self.not_below(from.0, there)?;
+                self.may_move_links(moved, to.0, &to_name)?;
+                self.may_move_links(there, from.0, &from_name)?;
                 self.directory_mut(from.0)?.put(&from_name, there);
                 self.directory_mut(to.0)?.put(&to_name, moved);
                 self.moved(there, to.0, from.0, from_name)?;
@@ -366,6 +420,7 @@ impl Names {
                 if let Some(there) = there {
                     self.replaceable(there, self.node(moved)?.body.kind())?;
                 }
+                self.may_move_links(moved, to.0, &to_name)?;
                 self.directory_mut(from.0)?.remove(&from_name);
                 self.directory_mut(to.0)?.put(&to_name, moved);
                 if let Some(there) = there {
@@ -376,6 +431,29 @@ impl Names {
                 }
                 self.moved(moved, from.0, to.0, to_name)?;
                 Ok(there)
+            }
+        }
+    }
+
+    /// Refuses to rename a link to a path for which its destination was not provided, and a directory with links below it.
+    fn may_move_links(&self, moved: Ino, to: Ino, name: &[u8]) -> Changed<()> {
+        match &self.node(moved)?.body {
+            Body::File(_) => Ok(()),
+            Body::Symlink { target, .. } => self.links.check(self.path_in(to, name), target),
+            Body::Directory(_) => {
+                for &link in &self.links.numbers {
+                    let node = self.node(link)?;
+                    if let Body::Symlink { target, .. } = &node.body
+                        && node.links > 0
+                        && self.not_below(node.place.0, moved).is_err()
+                    {
+                        let mut path = self.path_in(to, name);
+                        let (old, full) = (self.raw_path(moved), self.raw_path(link));
+                        path.extend(full.get(old.len()..).unwrap_or_default());
+                        return Err(Refusal::link(path, target));
+                    }
+                }
+                Ok(())
             }
         }
     }
@@ -444,26 +522,41 @@ impl Names {
         own.chain(entries).take(limit).collect()
     }
 
-    /// Returns the path of `ino` below the root, as it is or was last called.
+    /// Returns the path of `ino` below the root, as it is or was last called, for messages.
     pub(crate) fn path(&self, ino: Ino) -> String {
-        let mut parts = Vec::new();
-        let mut at = ino;
-        while at != ROOT && parts.len() < 1000 {
-            let Some(node) = self.nodes.get(&at) else { break };
-            parts.push(String::from_utf8_lossy(&node.place.1).into_owned());
-            at = node.place.0;
-        }
-        parts.reverse();
-        let path = parts.join("/");
+        let path = shown(&self.raw_path(ino));
         match self.nodes.get(&ino) {
             Some(node) if node.links == 0 => format!("{path} (deleted)"),
             Some(_) => path,
             None => format!("number {ino}"),
         }
     }
+
+    /// Returns the path of `name` in `parent`, below the root.
+    fn path_in(&self, parent: Ino, name: &[u8]) -> Vec<u8> {
+        let mut path = self.raw_path(parent);
+        if !path.is_empty() {
+            path.push(b'/');
+        }
+        path.extend(name);
+        path
+    }
+
+    fn raw_path(&self, ino: Ino) -> Vec<u8> {
+        let mut parts: Vec<&[u8]> = Vec::new();
+        let mut at = ino;
+        while at != ROOT
+            && let Some(node) = self.nodes.get(&at)
+        {
+            parts.push(&node.place.1);
+            at = node.place.0;
+        }
+        parts.reverse();
+        parts.join(&b'/')
+    }
 }
 
-fn checked(name: &[u8]) -> Result<Name> {
+pub(crate) fn checked(name: &[u8]) -> Result<Name> {
     match name {
         b"" | b"." | b".." => Err(Errno::INVAL),
         _ if name.len() > LONGEST_NAME => Err(Errno::NAMETOOLONG),

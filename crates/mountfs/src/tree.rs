@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use crate::content::MAX_FILE_SIZE;
 use crate::file::{Facts, File};
-use crate::names::{Body, Kind, Names};
+use crate::names::{self, Body, Kind, Names};
 use crate::{Ino, ROOT};
 
 pub(crate) const DIRECTORY_MODE: u16 = 0o700;
@@ -91,7 +91,7 @@ impl Tree {
         self.add(path, |ino| Body::File(Arc::new(File::of_lower(ino, lower, size, facts))))
     }
 
-    /// Adds a symbolic link.
+    /// Adds a symbolic link. Whoever writes to the mount may remove it and make it again.
     ///
     /// # Errors
     /// [`TreeError`] if the path is not plain, lies below a file or was added before.
@@ -101,8 +101,10 @@ impl Tree {
         target: impl AsRef<Path>,
     ) -> Result<(), TreeError> {
         let facts = Facts { mode: 0o777, mtime: self.made, ctime: self.made };
-        let target = Arc::from(target.as_ref().as_os_str().as_bytes());
-        self.add(path.as_ref(), |_| Body::Symlink { target, facts })
+        let (path, target) = (path.as_ref(), target.as_ref().as_os_str().as_bytes());
+        self.add(path, |_| Body::Symlink { target: Arc::from(target), facts })?;
+        self.names.links.provide(path.as_os_str().as_bytes(), target);
+        Ok(())
     }
 
     fn add(&mut self, path: &Path, body: impl FnOnce(Ino) -> Body) -> Result<(), TreeError> {
@@ -139,6 +141,11 @@ impl Tree {
         }
         Ok((at, last))
     }
+}
+
+/// Returns whether `path` is relative, and each part of it is a name.
+pub(crate) fn is_plain(path: &[u8]) -> bool {
+    path.split(|byte| *byte == b'/').all(|part| names::checked(part).is_ok())
 }
 
 fn facts(mode: u16, mtime: i64) -> Facts {

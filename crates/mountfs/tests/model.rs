@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 
-use pgthaw_mountfs::{Change, FileSystem, Owner, PAGE, ROOT, RenameMode, Tree};
+use pgthaw_mountfs::{Change, FaultKind, FileSystem, Kind, Owner, PAGE, ROOT, RenameMode, Tree};
 use proptest::prelude::*;
 use rustix::io::Errno;
 use support::model::{self, Model, Node};
@@ -17,11 +17,24 @@ const NAMES: [&str; 6] = ["1259", "2619", "16384", "16384.1", "pg_wal", "x"];
 /// Sizes of the lower's files: empty, within a page, whole pages, a page and a bit.
 const LOWER_SIZES: [u64; 5] = [0, 100, 2 * PAGE, PAGE + 1, 3 * 8192 + 5000];
 
+/// Symbolic links that may be made below the top directory. One name is a directory in some runs and a link in others.
+const PROVIDED: [(&str, &str); 5] = [
+    ("x", DESTINATIONS[0]),
+    ("x", DESTINATIONS[1]),
+    ("16384", DESTINATIONS[0]),
+    ("pg_wal/x", DESTINATIONS[0]),
+    ("pg_wal/1259", DESTINATIONS[2]),
+];
+const DESTINATIONS: [&str; 4] = ["/provided", "/also/provided", "../x", "/elsewhere"];
+
 /// One step; numbers are taken modulo what is there.
 #[derive(Debug, Clone)]
 enum Step {
     Create(u8, u8),
     Mkdir(u8, u8),
+    Symlink(u8, u8, u8),
+    /// Makes the link of that number in [`PROVIDED`], or changes something else about it.
+    Provided(u8, u8),
     Unlink(u8, u8),
     Rmdir(u8, u8),
     Rename((u8, u8), (u8, u8), RenameMode),
@@ -50,6 +63,8 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         2 => (number(), number()).prop_map(|(parent, name)| Step::Create(parent, name)),
         1 => (number(), number()).prop_map(|(parent, name)| Step::Mkdir(parent, name)),
+        1 => (number(), number(), number()).prop_map(|(parent, name, to)| Step::Symlink(parent, name, to)),
+        2 => (number(), number()).prop_map(|(link, what)| Step::Provided(link, what)),
         2 => (number(), number()).prop_map(|(parent, name)| Step::Unlink(parent, name)),
         1 => (number(), number()).prop_map(|(parent, name)| Step::Rmdir(parent, name)),
         2 => ((number(), number()), (number(), number()), mode).prop_map(|(a, b, mode)| Step::Rename(a, b, mode)),
@@ -77,7 +92,7 @@ struct Pair {
 
 impl Pair {
     fn new(fs: Arc<FileSystem>, top: u64) -> Self {
-        let mut pair = Self { fs, model: Model::new(), top, files: Vec::new(), stamp: 0 };
+        let mut pair = Self { fs, model: Model::new(&PROVIDED), top, files: Vec::new(), stamp: 0 };
         for (number, size) in LOWER_SIZES.into_iter().enumerate() {
             let name = lower_name(number);
             let ino = pair.fs.lookup(top, name.as_bytes()).unwrap().ino;
@@ -117,6 +132,11 @@ impl Pair {
             Step::Mkdir(parent, name) => {
                 self.make(parent, name, Node::Directory(Default::default()))
             }
+            Step::Symlink(parent, name, to) => {
+                let destination = DESTINATIONS[to as usize % DESTINATIONS.len()].to_owned();
+                self.make(parent, name, Node::Symlink(destination));
+            }
+            Step::Provided(number, what) => self.provided(number, what),
             Step::Unlink(parent, name) => {
                 let (parent, name) = (self.directory(parent), self.name(name));
                 let result = self.fs.unlink(self.real(parent), name.as_bytes());
@@ -171,17 +191,50 @@ impl Pair {
         }
     }
 
+    /// Makes a link that may be made, or gives it a second name.
+    fn provided(&mut self, number: u8, what: u8) {
+        let (path, destination) = PROVIDED[number as usize % PROVIDED.len()];
+        let (parent, name) = match path.split_once('/') {
+            None => (ROOT, path),
+            Some((parent, name)) => match self.model.child(ROOT, parent) {
+                Ok(ino) => (ino, name),
+                Err(_) => return,
+            },
+        };
+        match (self.model.child(parent, name), what % 3) {
+            (Ok(ino), 0) => {
+                let (to, to_name) = (self.directory(what), self.name(number));
+                let result = self.fs.link(ino, self.real(to), to_name.as_bytes());
+                assert_eq!(result.map(drop), self.model.link(ino, to, &to_name));
+                if result.is_ok() {
+                    self.fs.forget(ino, 1);
+                }
+            }
+            (Ok(_), 1) => {
+                let result = self.fs.unlink(self.real(parent), name.as_bytes());
+                assert_eq!(result, self.model.unlink(parent, name));
+            }
+            _ => self.make_in(parent, name, Node::Symlink(destination.to_owned())),
+        }
+    }
+
     fn make(&mut self, parent: u8, name: u8, node: Node) {
-        let (parent, name) = (self.directory(parent), self.name(name));
-        let result = match node {
-            Node::File(_) => self.fs.create(self.real(parent), name.as_bytes(), 0o600),
-            Node::Directory(_) => self.fs.mkdir(self.real(parent), name.as_bytes(), 0o700),
+        self.make_in(self.directory(parent), &self.name(name), node);
+    }
+
+    fn make_in(&mut self, parent: u64, name: &str, node: Node) {
+        let real = self.real(parent);
+        let result = match &node {
+            Node::File(_) => self.fs.create(real, name.as_bytes(), 0o600),
+            Node::Directory(_) => self.fs.mkdir(real, name.as_bytes(), 0o700),
+            Node::Symlink(to) => self.fs.symlink(real, name.as_bytes(), to.as_bytes()),
         };
         let ino = result.as_ref().ok().map(|attributes| attributes.ino);
         let kind = model::kind(&node);
-        assert_eq!(result.map(drop), self.model.make(parent, &name, ino, node));
-        match ino {
-            Some(ino) if kind == pgthaw_mountfs::Kind::File => self.files.push(ino),
+        assert_eq!(result.map(drop), self.model.make(parent, name, ino, node));
+        match (ino, kind) {
+            (Some(ino), Kind::File) => self.files.push(ino),
+            (Some(ino), Kind::Symlink) => self.fs.forget(ino, 1),
             _ => {}
         }
     }
@@ -264,6 +317,10 @@ impl Pair {
                     assert_eq!(attributes.links as usize, 2 + below.count());
                     self.list(ino, 3);
                 }
+                Node::Symlink(destination) => {
+                    assert_eq!(attributes.links, 1);
+                    assert_eq!(&self.fs.readlink(ino).unwrap()[..], destination.as_bytes());
+                }
             }
         }
     }
@@ -314,9 +371,14 @@ impl Made {
             Arc::new(lower),
             &layer,
             owner,
-            Box::new(|fault| panic!("{fault:?}")),
+            Box::new(|fault| assert_eq!(fault.kind, FaultKind::Link, "{fault:?}")),
         );
         let fs = Arc::new(fs.unwrap());
+        for top in 0..tops {
+            for (path, destination) in PROVIDED {
+                fs.provide_link(&format!("{top}/{path}"), destination.as_bytes()).unwrap();
+            }
+        }
         fs.start_workers(2).unwrap();
         Self { fs, directory }
     }
@@ -349,7 +411,7 @@ proptest! {
             pair.run(step);
         }
         pair.check();
-        prop_assert_eq!(made.fs.fault_count(), 0);
+        prop_assert_eq!(made.fs.fault_count(), pair.model.refused);
         // Whatever has neither name nor reference leaves nothing in the layer.
         let files: Vec<_> = pair.model.nodes.iter().filter(|(_, node)| matches!(node, Node::File(_))).collect();
         prop_assert!(made.layer_files() <= files.len());
@@ -365,16 +427,18 @@ proptest! {
         steps in prop::collection::vec(prop::collection::vec(step(), 60..61), 3..4),
     ) {
         let made = Made::new(steps.len(), 2);
+        let refused = AtomicU64::new(0);
         std::thread::scope(|scope| {
             for (top, steps) in steps.iter().enumerate() {
-                let mut pair = made.pair(top);
+                let (mut pair, refused) = (made.pair(top), &refused);
                 scope.spawn(move || {
                     steps.iter().for_each(|step| pair.run(step));
                     pair.check();
+                    refused.fetch_add(pair.model.refused, Ordering::SeqCst);
                 });
             }
         });
-        prop_assert_eq!(made.fs.fault_count(), 0);
+        prop_assert_eq!(made.fs.fault_count(), refused.into_inner());
     }
 }
 

@@ -11,23 +11,29 @@ type Answer<T> = Result<T, Errno>;
 #[derive(Debug)]
 pub struct Model {
     pub nodes: BTreeMap<u64, Node>,
+    /// The symbolic links that may be made: path and destination.
+    provided: &'static [(&'static str, &'static str)],
+    /// How many links were refused.
+    pub refused: u64,
 }
 
 #[derive(Debug, Clone)]
 pub enum Node {
     File(Vec<u8>),
     Directory(BTreeMap<String, u64>),
+    Symlink(String),
 }
 
 impl Model {
-    pub fn new() -> Self {
-        Self { nodes: BTreeMap::from([(ROOT, Node::Directory(BTreeMap::new()))]) }
+    pub fn new(provided: &'static [(&'static str, &'static str)]) -> Self {
+        let nodes = BTreeMap::from([(ROOT, Node::Directory(BTreeMap::new()))]);
+        Self { nodes, provided, refused: 0 }
     }
 
     pub fn entries(&self, directory: u64) -> Answer<&BTreeMap<String, u64>> {
         match self.nodes.get(&directory) {
             Some(Node::Directory(entries)) => Ok(entries),
-            Some(Node::File(_)) => Err(Errno::NOTDIR),
+            Some(Node::File(_) | Node::Symlink(_)) => Err(Errno::NOTDIR),
             None => Err(Errno::NOENT),
         }
     }
@@ -35,7 +41,7 @@ impl Model {
     fn entries_mut(&mut self, directory: u64) -> Answer<&mut BTreeMap<String, u64>> {
         match self.nodes.get_mut(&directory) {
             Some(Node::Directory(entries)) => Ok(entries),
-            Some(Node::File(_)) => Err(Errno::NOTDIR),
+            Some(Node::File(_) | Node::Symlink(_)) => Err(Errno::NOTDIR),
             None => Err(Errno::NOENT),
         }
     }
@@ -54,6 +60,11 @@ impl Model {
         if entries.contains_key(name) {
             return Err(Errno::EXIST);
         }
+        if let Node::Symlink(destination) = &node {
+            let path = self.path(parent, name);
+            self.provided(&path, destination)?;
+        }
+        let entries = self.entries_mut(parent)?;
         let ino = ino.expect("the model makes what the real one refused");
         entries.insert(name.to_owned(), ino);
         assert!(self.nodes.insert(ino, node).is_none(), "number {ino} was used before");
@@ -71,14 +82,60 @@ impl Model {
         if entries.contains_key(name) {
             return Err(Errno::EXIST);
         }
-        entries.insert(name.to_owned(), ino);
+        if matches!(self.nodes[&ino], Node::Symlink(_)) {
+            return self.refuse();
+        }
+        self.entries_mut(parent)?.insert(name.to_owned(), ino);
         Ok(())
+    }
+
+    fn refuse(&mut self) -> Answer<()> {
+        self.refused += 1;
+        Err(Errno::PERM)
+    }
+
+    fn provided(&mut self, path: &str, destination: &str) -> Answer<()> {
+        match self.provided.contains(&(path, destination)) {
+            true => Ok(()),
+            false => self.refuse(),
+        }
+    }
+
+    /// The path of `name` in `parent`, below the root.
+    fn path(&self, parent: u64, name: &str) -> String {
+        let Some(above) = self.parent(parent) else { return name.to_owned() };
+        let entries = self.entries(above).unwrap();
+        let (own, _) = entries.iter().find(|(_, ino)| **ino == parent).unwrap();
+        format!("{}/{name}", self.path(above, own))
+    }
+
+    /// Refuses to move links to where they may not be, and directories that hold any.
+    fn may_move(&mut self, moved: u64, to: (u64, &str)) -> Answer<()> {
+        match self.nodes[&moved].clone() {
+            Node::File(_) => Ok(()),
+            Node::Symlink(destination) => {
+                let path = self.path(to.0, to.1);
+                self.provided(&path, &destination)
+            }
+            Node::Directory(_) => match self.holds_link(moved) {
+                true => self.refuse(),
+                false => Ok(()),
+            },
+        }
+    }
+
+    fn holds_link(&self, ino: u64) -> bool {
+        match &self.nodes[&ino] {
+            Node::File(_) => false,
+            Node::Symlink(_) => true,
+            Node::Directory(entries) => entries.values().any(|ino| self.holds_link(*ino)),
+        }
     }
 
     pub fn links(&self, ino: u64) -> usize {
         let entries = self.nodes.values().filter_map(|node| match node {
             Node::Directory(entries) => Some(entries.values()),
-            Node::File(_) => None,
+            Node::File(_) | Node::Symlink(_) => None,
         });
         entries.flatten().filter(|named| **named == ino).count()
     }
@@ -90,11 +147,20 @@ impl Model {
     }
 
     pub fn unlink(&mut self, parent: u64, name: &str) -> Answer<()> {
-        if self.is_directory(self.child(parent, name)?) {
+        let ino = self.child(parent, name)?;
+        if self.is_directory(ino) {
             return Err(Errno::ISDIR);
         }
         self.entries_mut(parent)?.remove(name);
+        self.forget_link(ino);
         Ok(())
+    }
+
+    /// A link has one name only, and no references.
+    fn forget_link(&mut self, ino: u64) {
+        if matches!(self.nodes.get(&ino), Some(Node::Symlink(_))) {
+            self.nodes.remove(&ino);
+        }
     }
 
     pub fn rmdir(&mut self, parent: u64, name: &str) -> Answer<()> {
@@ -124,6 +190,8 @@ impl Model {
                 if self.holds(there, from.0) {
                     return Err(Errno::INVAL);
                 }
+                self.may_move(moved, to)?;
+                self.may_move(there, from)?;
                 self.entries_mut(from.0)?.insert(from.1.to_owned(), there);
             }
             (_, Some(there)) => {
@@ -133,12 +201,19 @@ impl Model {
                     }
                     (true, false) => return Err(Errno::ISDIR),
                     (false, true) => return Err(Errno::NOTDIR),
-                    (true, true) => drop(self.nodes.remove(&there)),
-                    (false, false) => {}
+                    (true, true) | (false, false) => {}
                 }
+                self.may_move(moved, to)?;
+                if self.is_directory(there) {
+                    self.nodes.remove(&there);
+                }
+                self.forget_link(there);
                 self.entries_mut(from.0)?.remove(from.1);
             }
-            (_, None) => drop(self.entries_mut(from.0)?.remove(from.1)),
+            (_, None) => {
+                self.may_move(moved, to)?;
+                self.entries_mut(from.0)?.remove(from.1);
+            }
         }
         self.entries_mut(to.0)?.insert(to.1.to_owned(), moved);
         Ok(())
@@ -189,5 +264,6 @@ pub fn kind(node: &Node) -> Kind {
     match node {
         Node::File(_) => Kind::File,
         Node::Directory(_) => Kind::Directory,
+        Node::Symlink(_) => Kind::Symlink,
     }
 }

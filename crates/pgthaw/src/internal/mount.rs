@@ -342,6 +342,7 @@ fn fault_text(fault: &Fault) -> String {
         FaultKind::Write => format!("what PostgreSQL wrote to `{path}` could not be kept: {error}"),
         FaultKind::NoSpace => format!("no room for `{path}` in the write layer: {error}"),
         FaultKind::Poisoned => format!("`{path}` was {error}"), // refused after a lost write
+        FaultKind::Link => format!("the mount refused the symbolic link `{path}`: {error}"),
         FaultKind::Aborted => format!("`{path}` was refused: {error}"),
     }
 }
@@ -350,6 +351,10 @@ fn fault_text(fault: &Fault) -> String {
 fn fault_hint(fault: &Fault) -> Option<String> {
     if fault.kind == FaultKind::Read {
         let text = "if the repository was only out of reach, `pgthaw retry`; else let the backup's own tool verify it, or export from another backup";
+        return Some(text.into());
+    }
+    if fault.kind == FaultKind::Link {
+        let text = "code in the backup, or WAL that pgthaw did not read, tried to make this link; nothing outside the mount was touched. Export from another backup, or to an earlier target";
         return Some(text.into());
     }
     let full = matches!(fault.kind, FaultKind::Write | FaultKind::NoSpace | FaultKind::Poisoned)
