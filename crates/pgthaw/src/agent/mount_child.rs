@@ -18,7 +18,7 @@ use crate::processes::MARKER_VARIABLE;
 
 /// How long a mount may take until it answers.
 const START_LIMIT: Duration = Duration::from_secs(60);
-/// How long a report may take.
+/// How long a report, or a change of the tree, may take.
 const REPORT_LIMIT: Duration = Duration::from_secs(60);
 
 /// What a mount tells by itself.
@@ -138,6 +138,25 @@ impl MountChild {
         match self.ask(&MountCommand::LaterWal { after: after.into() }, None)? {
             MountEvent::LaterWal { page } => {
                 page.map_err(|err| Failure::new(format!("read the backup's WAL: {err}")))
+            }
+            other => Err(Failure::new(format!("the mount answered {other:?}"))),
+        }
+    }
+
+    /// Makes `directories` in the mount (such as `tablespaces/16385`, with those above), and allows links to tablespaces beside
+    /// those of the map: for each OID where `pg_tblspc/OID` may lead. May be called again while the mount is in use.
+    ///
+    /// # Errors
+    /// When a directory cannot be made, or the mount does not answer.
+    pub fn provide(
+        &self,
+        directories: Vec<String>,
+        links: Vec<(u32, Vec<u8>)>,
+    ) -> Result<(), Failure> {
+        match self.ask(&MountCommand::Provide { directories, links }, Some(REPORT_LIMIT))? {
+            MountEvent::Provided { error: None } => Ok(()),
+            MountEvent::Provided { error: Some(error) } => {
+                Err(Failure::new(format!("prepare the mount for tablespaces: {error}")))
             }
             other => Err(Failure::new(format!("the mount answered {other:?}"))),
         }

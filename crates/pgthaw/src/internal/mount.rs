@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use pgthaw_mountfs::{Fault, FaultKind, FileSystem, Lower, Owner, ServeOptions, Tree};
+use pgthaw_mountfs::{Fault, FaultKind, FileSystem, Lower, Owner, ServeOptions, Tree, TreeError};
 use pgthaw_mover::{Met, Parts, meet};
 use pgthaw_postgres::control::ControlFile;
 use pgthaw_postgres::lsn::{Lsn, Segment, segment_name};
@@ -73,6 +73,13 @@ pub enum MountCommand {
         /// Where the last replayed record begins, as `X/X`.
         after: String,
     },
+    /// Make directories, and allow links to tablespaces beside those of the map.
+    Provide {
+        /// Paths in the mount, such as `tablespaces/16385`; those above are made too.
+        directories: Vec<String>,
+        /// OID of each tablespace, and where its link `data/pg_tblspc/OID` may lead; an OID may come several times.
+        links: Vec<(u32, Vec<u8>)>,
+    },
 }
 
 /// What a mount tells.
@@ -99,6 +106,11 @@ pub enum MountEvent {
     LaterWal {
         /// The first valid page of WAL after that, as `X/X`; or why it could not be looked for.
         page: Result<Option<String>, String>,
+    },
+    /// The answer to [`MountCommand::Provide`].
+    Provided {
+        /// Why not all of it is there.
+        error: Option<String>,
     },
     /// The repository can be reached again (no text), or not, and why and since when.
     Reachable {
@@ -219,6 +231,11 @@ fn serve() -> io::Result<()> {
                     events
                         .send(&MountEvent::LaterWal { page: page.map_err(|err| err.to_string()) });
                 }
+                Ok(MountCommand::Provide { directories, links }) => {
+                    let provided = provide(&control, &directories, &links);
+                    let error = provided.err().map(|err| err.to_string());
+                    events.send(&MountEvent::Provided { error });
+                }
                 Err(_) => break,
             }
         }
@@ -330,6 +347,18 @@ fn tree(map: &BackupMap, mountpoint: &std::path::Path) -> io::Result<Tree> {
             .map_err(io::Error::other)?;
     }
     Ok(tree)
+}
+
+/// Makes `directories`, and allows the `links` of tablespaces.
+fn provide(
+    fs: &FileSystem,
+    directories: &[String],
+    links: &[(u32, Vec<u8>)],
+) -> Result<(), TreeError> {
+    directories.iter().try_for_each(|path| fs.provide_directory(path))?;
+    links.iter().try_for_each(|(oid, destination)| {
+        fs.provide_link(&format!("data/pg_tblspc/{oid}"), destination)
+    })
 }
 
 /// A fault for people.
@@ -449,5 +478,84 @@ impl Events {
         let mut line = serde_json::to_vec(event).expect("an event is plain data");
         line.push(b'\n');
         let _ = io::stdout().lock().write_all(&line).and_then(|()| io::stdout().lock().flush()); // an agent that went ends us elsewhere
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pgthaw_mountfs::ROOT;
+    use rustix::io::Errno;
+
+    use super::*;
+
+    /// A lower without files.
+    struct Nothing;
+
+    impl Lower for Nothing {
+        fn try_read_at(&self, _: usize, _: u64, _: &mut [u8]) -> Option<io::Result<()>> {
+            None
+        }
+
+        fn read_at(&self, _: usize, _: u64, _: &mut [u8]) -> io::Result<()> {
+            Err(io::ErrorKind::NotFound.into())
+        }
+    }
+
+    /// A file system with a tablespace of the map, 16384; its write layer lives as long.
+    fn served() -> (FileSystem, tempfile::TempDir) {
+        let map = BackupMap {
+            directories: [
+                "data/pg_tblspc",
+                "tablespaces/16384",
+                "tablespaces/16384/PG_15_202209061",
+            ]
+            .map(|path| path.to_owned().try_into().unwrap())
+            .into(),
+            files: Vec::new(),
+        };
+        let tree = tree(&map, Path::new("/run/media/pgthaw/x")).unwrap();
+        let layer = tempfile::tempdir().unwrap();
+        let owner = Owner { uid: 0, gid: 0 };
+        let (lower, on_fault) = (Arc::new(Nothing), Box::new(|_: &Fault| {}));
+        (FileSystem::new(tree, lower, layer.path(), owner, on_fault).unwrap(), layer)
+    }
+
+    fn find(fs: &FileSystem, path: &str) -> Result<u64, Errno> {
+        path.split('/').try_fold(ROOT, |at, name| Ok(fs.lookup(at, name.as_bytes())?.ino))
+    }
+
+    #[test]
+    fn links_lead_only_to_tablespaces_that_were_provided() {
+        let (fs, _layer) = served();
+        let links = find(&fs, "data/pg_tblspc").unwrap();
+        let make = |name: &str, destination: &[u8]| {
+            fs.symlink(links, name.as_bytes(), destination).map(drop)
+        };
+        assert_eq!(find(&fs, "tablespaces/16385"), Err(Errno::NOENT));
+        provide(
+            &fs,
+            &["tablespaces/16385/sub".into(), "tablespaces/16385".into()],
+            &[(16385, b"/srv/a".into()), (16385, b"/srv/\xff".into()), (16384, b"/srv/c".into())],
+        )
+        .unwrap();
+        find(&fs, "tablespaces/16385/sub").unwrap();
+        for (name, destination) in [("16385", &b"/srv/a"[..]), ("16385", b"/srv/\xff")] {
+            make(name, destination).unwrap();
+            fs.unlink(links, name.as_bytes()).unwrap();
+        }
+        fs.unlink(links, b"16384").unwrap();
+        make("16384", b"/run/media/pgthaw/x/tablespaces/16384").unwrap();
+        assert_eq!(make("16386", b"/srv/a"), Err(Errno::PERM));
+        assert_eq!(make("16385", b"/srv/live\n"), Err(Errno::PERM));
+        let faults: Vec<_> = fs.faults().iter().map(fault_text).collect();
+        assert_eq!(faults.len(), 2);
+        for part in ["`data/pg_tblspc/16385`", "`/srv/live\\n`"] {
+            assert!(faults[1].contains(part), "{}", faults[1]);
+        }
+        assert!(fault_hint(&fs.faults()[1]).unwrap().contains("WAL that pgthaw did not read"));
+
+        let refused = provide(&fs, &["data/pg_tblspc/16384".into()], &[]).unwrap_err();
+        assert!(refused.to_string().contains("data/pg_tblspc/16384"), "{refused}");
+        assert!(provide(&fs, &["../x".into()], &[]).is_err());
     }
 }
