@@ -20,6 +20,8 @@ pub(crate) struct Content {
     size: u64,
     lower_limit: u64,
     pages: PageSet,
+    /// Pages for which the layer has space, whether or not they are in it.
+    reserved: PageSet,
 }
 
 /// Where a range of bytes comes from.
@@ -33,7 +35,7 @@ pub(crate) enum Source {
 impl Content {
     /// Returns the content of an unchanged lower file.
     pub(crate) fn of_lower(size: u64) -> Self {
-        Self { size, lower_limit: size, pages: PageSet::default() }
+        Self { size, lower_limit: size, ..Self::default() }
     }
 
     /// Returns the file's size in bytes.
@@ -83,6 +85,19 @@ impl Content {
         [needed(head / PAGE, head..range.start), needed(last, range.end..(last + 1) * PAGE)]
     }
 
+    /// Returns the bytes of the pages that `range` touches and for which the layer has no space yet.
+    pub(crate) fn new_bytes(&self, range: &Range<u64>) -> u64 {
+        let has_space = |page: &u64| self.pages.contains(*page) || self.reserved.contains(*page);
+        let pages = range.start / PAGE..range.end.div_ceil(PAGE);
+        let new = pages.filter(|page| !range.is_empty() && !has_space(page));
+        new.count() as u64 * PAGE
+    }
+
+    /// Notes that the layer now has space for all pages that `range` touches.
+    pub(crate) fn reserved(&mut self, range: &Range<u64>) {
+        self.reserved.insert(range.start / PAGE..range.end.div_ceil(PAGE));
+    }
+
     /// Notes that the layer now holds all pages that `range` touches, and that the file reaches to
     /// its end.
     pub(crate) fn stored(&mut self, range: &Range<u64>) {
@@ -102,6 +117,7 @@ impl Content {
         self.size = size;
         self.lower_limit = self.lower_limit.min(size);
         self.pages.remove_from(size.div_ceil(PAGE));
+        self.reserved.remove_from(size.div_ceil(PAGE));
     }
 
     /// Returns where storing stops to be necessary for zeros: from here on a page not in the layer
@@ -177,5 +193,24 @@ mod tests {
         for (name, content, range, want) in cases {
             assert_eq!(content.copy_up(&range), want, "{name}");
         }
+    }
+
+    #[test]
+    fn only_pages_without_space_need_any() {
+        let mut content = content(9 * PAGE, PAGE..3 * PAGE);
+        content.reserved(&(11 * PAGE..12 * PAGE));
+        let cases = [
+            ("nothing", 5..5, 0),
+            ("stored", PAGE + 1..3 * PAGE, 0),
+            ("a byte", 0..1, 1),
+            ("before, in and after", PAGE - 1..3 * PAGE + 1, 2),
+            ("beyond the end", 20 * PAGE..22 * PAGE, 2),
+            ("reserved", 10 * PAGE..13 * PAGE, 2),
+        ];
+        for (name, range, pages) in cases {
+            assert_eq!(content.new_bytes(&range), pages * PAGE, "{name}");
+        }
+        content.truncated(11 * PAGE);
+        assert_eq!(content.new_bytes(&(0..13 * PAGE)), 11 * PAGE, "truncating gives space back");
     }
 }

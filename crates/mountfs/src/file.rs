@@ -264,6 +264,10 @@ impl File {
         let hiding = state.hiding(range, data);
         let needed = state.content.copy_up(&hiding);
         let stored = (|| {
+            storage.layer.take(match data {
+                Data::Bytes(_) => state.content.new_bytes(&hiding),
+                Data::Zeros { .. } => above.parts.iter().map(|part| part.len() as u64).sum(),
+            })?;
             if !hiding.is_empty() {
                 let layer = self.layer_file(storage, &mut state.layer)?;
                 for (part, needed) in above.parts.iter().zip(needed) {
@@ -302,15 +306,21 @@ impl File {
         storage.check_poison(offset)?;
         let wanted = range.start.max(state.content.lower_limit())..range.end;
         if !wanted.is_empty() {
-            let reserved =
-                self.layer_file(storage, &mut state.layer).and_then(|layer| layer.reserve(&wanted));
-            reserved.map_err(|err| match Errno::from_io_error(&err) {
-                Some(errno @ (Errno::NOSPC | Errno::DQUOT)) => {
-                    let error = storage.layer.named(&err);
-                    Failed::NoSpace(errno, Failure { kind: FaultKind::NoSpace, offset, error })
-                }
+            let reserved = storage
+                .layer
+                .take(state.content.new_bytes(&wanted))
+                .and_then(|()| self.layer_file(storage, &mut state.layer))
+                .and_then(|layer| layer.reserve(&wanted));
+            let no_space = |errno, err| {
+                let error = storage.layer.named(&err);
+                Failed::NoSpace(errno, Failure { kind: FaultKind::NoSpace, offset, error })
+            };
+            reserved.map_err(|err| match err.kind() {
+                io::ErrorKind::StorageFull => no_space(Errno::NOSPC, err),
+                io::ErrorKind::QuotaExceeded => no_space(Errno::DQUOT, err),
                 _ => storage.lost_write(offset, &err),
             })?;
+            state.content.reserved(&wanted);
         }
         if grow {
             state.content.grown_to(range.end);

@@ -19,6 +19,7 @@ use crate::file::{Data, Facts, Failed, File, Storage, locked};
 use crate::layer::Layer;
 use crate::links::{Changed, Refusal, RefusedLink, shown};
 use crate::names::{Attributes, Body, Listed, Names};
+use crate::reserve::kept_free;
 use crate::tree::{self, Tree, TreeError};
 use crate::waiting::{Reply, Target, Waiting, Work};
 use crate::{Ino, Lower, Owner, Result};
@@ -36,7 +37,7 @@ pub struct Change {
     pub ctime: Option<SystemTime>,
 }
 
-/// Room on the file system that holds the write layer.
+/// Space on the file system that holds the write layer, without what the write layer leaves free ([`kept_free`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Space {
     /// Bytes per unit of the block counts.
@@ -400,14 +401,15 @@ impl FileSystem {
         Ok(found.attributes())
     }
 
-    /// Returns the room for writes.
+    /// Returns the space for writes.
     pub fn statfs(&self) -> Result<Space> {
         let stat = self.storage.layer.space()?;
+        let kept = kept_free(stat.f_blocks.saturating_mul(stat.f_frsize)) / stat.f_frsize.max(1);
         Ok(Space {
             block_size: stat.f_frsize,
             blocks: stat.f_blocks,
-            free: stat.f_bfree,
-            available: stat.f_bavail,
+            free: stat.f_bfree.saturating_sub(kept),
+            available: stat.f_bavail.saturating_sub(kept),
             files: stat.f_files,
             files_free: stat.f_ffree,
         })

@@ -20,6 +20,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::Ino;
 use crate::file::locked;
+use crate::reserve::Disk;
 
 const SUFFIX: &str = ".pages";
 const LOCK: &str = "lock";
@@ -35,6 +36,8 @@ pub(crate) struct Layer {
     _lock: OwnedFd,
     descriptors: Mutex<Descriptors>,
     bytes: AtomicU64,
+    /// Bytes that may still be taken before the file system's free space is looked at again.
+    granted: AtomicU64,
 }
 
 impl Layer {
@@ -84,7 +87,28 @@ impl Layer {
             _lock: lock,
             descriptors,
             bytes: AtomicU64::new(0),
+            granted: AtomicU64::new(0),
         })
+    }
+
+    /// Takes `bytes` of free space, before they are written.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::StorageFull`] if they are among those that stay free (see `reserve`).
+    pub(crate) fn take(&self, bytes: u64) -> io::Result<()> {
+        let less = |granted: u64| granted.checked_sub(bytes);
+        if self.granted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok() {
+            return Ok(());
+        }
+        let space = self.space()?;
+        let disk = Disk {
+            total: space.f_blocks.saturating_mul(space.f_frsize),
+            free: space.f_bavail.saturating_mul(space.f_frsize),
+        };
+        let granted =
+            disk.grant(bytes).map_err(|err| io::Error::new(io::ErrorKind::StorageFull, err))?;
+        self.granted.store(granted - bytes, Ordering::Relaxed); // of several who look at once the last one's counts
+        Ok(())
     }
 
     /// Returns the directory as it was given.
@@ -210,7 +234,7 @@ impl LayerFile {
         if stored.is_empty() { Ok(()) } else { self.descriptor()?.read_exact_at(stored, offset) }
     }
 
-    /// Stores `bytes` at `offset`.
+    /// Stores `bytes` at `offset`; what they need was taken ([`Layer::take`]).
     pub(crate) fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         if !bytes.is_empty() {
             self.descriptor()?.write_all_at(bytes, offset)?;
@@ -250,7 +274,7 @@ impl LayerFile {
         Ok(())
     }
 
-    /// Reserves space for `range`; a file system that cannot is no error.
+    /// Reserves space for `range`, which was taken ([`Layer::take`]); a file system that cannot is no error.
     pub(crate) fn reserve(&self, range: &Range<u64>) -> io::Result<()> {
         let length = range.end.saturating_sub(range.start);
         if length == 0 {

@@ -29,6 +29,7 @@ mod links;
 mod mount;
 mod names;
 mod pages;
+mod reserve;
 mod tree;
 mod waiting;
 
@@ -41,6 +42,7 @@ pub use fuse::{ServeOptions, serve};
 pub use mount::{MountError, mount_as_root, mount_as_user, mounted_at, unmount};
 pub use names::{Attributes, Kind, Listed};
 pub use pages::PAGE;
+pub use reserve::kept_free;
 pub use tree::{Tree, TreeError};
 
 /// Number of a file, directory or link in the mount; never used twice. The root is [`ROOT`].

@@ -77,6 +77,57 @@ fn a_full_layer_poisons_the_mount() {
     assert!(mounted.fs.faults().iter().all(|fault| fault.error.contains(layer.to_str().unwrap())));
 }
 
+/// What PostgreSQL writes never takes the last 5 % of a small disk, whoever else fills it.
+#[test]
+fn the_last_part_of_the_disk_stays_free_for_others() {
+    for taken_by_others in [0, 20 * MEGABYTE, 37 * MEGABYTE] {
+        fills_the_disk_beside_others(taken_by_others);
+    }
+}
+
+fn fills_the_disk_beside_others(taken_by_others: u64) {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = directory.path().join("small");
+    let _disk = SmallDisk::new(&disk, 40 * MEGABYTE as usize);
+    let layer = disk.join("layer");
+    let free = || {
+        let stat = rustix::fs::statvfs(&disk).unwrap();
+        stat.f_bavail * stat.f_frsize
+    };
+    let mounted =
+        Mounted::with_layer(tempfile::tempdir().unwrap(), &layer, Pattern::default(), plant);
+    let file = open(&mounted, "base/1");
+    file.write_all_at(&[1; 8192], 0).unwrap();
+    file.sync_all().unwrap();
+    fs::write(disk.join("other"), vec![7; taken_by_others as usize]).unwrap();
+    let inside = rustix::fs::statvfs(mounted.path()).unwrap();
+    assert_eq!(inside.f_bavail * inside.f_frsize, free().saturating_sub(2 * MEGABYTE));
+
+    // Half of it with space reserved before, as PostgreSQL does from 16 on: that can be written.
+    let mut size = 4 * MEGABYTE;
+    let none = rustix::fs::FallocateFlags::empty();
+    while !mounted.fs.poisoned() && size < 60 * MEGABYTE {
+        let reserved = size.is_multiple_of(2 * MEGABYTE).then(|| {
+            let done = rustix::fs::fallocate(&file, none, size, MEGABYTE);
+            assert!(matches!(done, Ok(()) | Err(Errno::NOSPC)), "{done:?}");
+            done
+        });
+        file.write_all_at(&vec![9; MEGABYTE as usize], size).ok();
+        let kept = file.sync_all().is_ok(); // tells of a lost write
+        assert!(kept || reserved != Some(Ok(())), "reserved space cannot be used");
+        size += MEGABYTE;
+    }
+    assert!(mounted.fs.poisoned(), "{taken_by_others}: {size} bytes fit");
+    // What was granted before others came may be used up.
+    let least = if taken_by_others > 20 * MEGABYTE { 0 } else { 2 * MEGABYTE };
+    assert!((least..4 * MEGABYTE).contains(&free()), "{taken_by_others}: {} are free", free());
+    let told = mounted.told.lock().unwrap();
+    let lost = told.iter().find(|fault| fault.kind == FaultKind::Write).unwrap();
+    for part in [layer.to_str().unwrap(), "No space left for pgthaw", "the last 2.0 MB"] {
+        assert!(lost.error.contains(part), "{}", lost.error);
+    }
+}
+
 #[test]
 fn a_reservation_without_room_is_refused_and_harms_nothing() {
     let directory = tempfile::tempdir().unwrap();

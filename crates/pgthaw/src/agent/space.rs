@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{StatVfsMountFlags, statfs, statvfs};
 
+use pgthaw_mountfs::kept_free;
+
 pub use crate::sizes::human_size;
 
 /// Returns the directory with the most free bytes; of equal ones the first. None without directories.
@@ -31,6 +33,8 @@ pub struct Room {
     pub device: u64,
     /// Free bytes for ordinary users.
     pub bytes: u64,
+    /// Of these the bytes that a write layer leaves free.
+    pub kept_free: u64,
     /// Free inodes for ordinary users; none where the file system does not count them.
     pub inodes: Option<u64>,
     /// Whether it is mounted read-only.
@@ -62,6 +66,7 @@ impl Room {
         Ok(Self {
             device: std::fs::metadata(path)?.dev(),
             bytes: room.f_bavail.saturating_mul(room.f_frsize),
+            kept_free: kept_free(room.f_blocks.saturating_mul(room.f_frsize)),
             inodes: (room.f_files > 0).then_some(room.f_favail),
             read_only: room.f_flag.contains(StatVfsMountFlags::RDONLY),
             medium: medium(statfs(path)?.f_type as u64),
@@ -103,6 +108,7 @@ mod tests {
         let room = Room::at(Path::new("/")).unwrap();
         assert_eq!(room.device, std::fs::metadata("/").unwrap().dev());
         assert!(room.bytes > 0);
+        assert!(room.kept_free > 0 && room.kept_free <= 1 << 30);
         assert_eq!(Room::at(Path::new("/proc")).unwrap().bytes, 0);
         assert!(Room::at(Path::new("/no/such/directory")).is_err());
         assert_eq!(medium(0x0102_1994), Medium::Memory);

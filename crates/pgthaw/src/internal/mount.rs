@@ -369,7 +369,7 @@ fn fault_text(fault: &Fault) -> String {
             format!("`{path}` of the backup could not be read at byte {offset}: {error}")
         }
         FaultKind::Write => format!("what PostgreSQL wrote to `{path}` could not be kept: {error}"),
-        FaultKind::NoSpace => format!("no room for `{path}` in the write layer: {error}"),
+        FaultKind::NoSpace => format!("no space for `{path}` in the write layer: {error}"),
         FaultKind::Poisoned => format!("`{path}` was {error}"), // refused after a lost write
         FaultKind::Link => format!("the mount refused the symbolic link `{path}`: {error}"),
         FaultKind::Aborted => format!("`{path}` was refused: {error}"),
@@ -387,11 +387,11 @@ fn fault_hint(fault: &Fault) -> Option<String> {
         return Some(text.into());
     }
     let full = matches!(fault.kind, FaultKind::Write | FaultKind::NoSpace | FaultKind::Poisoned)
-        && ["No space left on device", "Disk quota exceeded"]
+        && ["No space left on device", "No space left for pgthaw", "Disk quota exceeded"]
             .iter()
             .any(|sign| fault.error.to_string().contains(sign));
     full.then(|| {
-        "make room there and retry, or cancel and export again with another --work-dir".into()
+        "free space there and retry, or cancel and export again with another --work-dir".into()
     })
 }
 
@@ -522,6 +522,21 @@ mod tests {
 
     fn find(fs: &FileSystem, path: &str) -> Result<u64, Errno> {
         path.split('/').try_fold(ROOT, |at, name| Ok(fs.lookup(at, name.as_bytes())?.ino))
+    }
+
+    #[test]
+    fn a_full_write_layer_says_what_to_do() {
+        let cases = [
+            (FaultKind::Write, "write layer `/w`: No space left for pgthaw: 1.0 MB are free", true),
+            (FaultKind::NoSpace, "write layer `/w`: No space left on device (os error 28)", true),
+            (FaultKind::Poisoned, "refused after a lost write: Disk quota exceeded", true),
+            (FaultKind::Write, "write layer `/w`: Input/output error", false),
+        ];
+        for (kind, error, full) in cases {
+            let fault = Fault { path: "x".into(), offset: 0, kind, error: error.into() };
+            let hint = fault_hint(&fault).unwrap_or_default();
+            assert_eq!(hint.contains("--work-dir") && hint.contains("free space"), full, "{error}");
+        }
     }
 
     #[test]

@@ -191,6 +191,9 @@ fn nesting(report: &mut CheckReport, environment: &Environment, task: &CheckTask
     }
 }
 
+/// What the write layer is called in messages.
+const WRITE_LAYER: &str = "write layer";
+
 /// Something that takes room.
 struct Need<'a> {
     what: &'static str,
@@ -222,7 +225,7 @@ fn room(
         .dump
         .as_ref()
         .and_then(|dump| need(what, &dump.path, dump.room, dump_need, files));
-    let staging = [need("write layer", &work.path, work.room, layer, 0), dump];
+    let staging = [need(WRITE_LAYER, &work.path, work.room, layer, 0), dump];
     let target = &environment.target;
     let delivery = need("delivery", &task.request.target, target.room, databases, files);
     let mut needs: Vec<Need> = match task.part {
@@ -266,8 +269,15 @@ fn judge_room(report: &mut CheckReport, needs: &[Need]) {
                 .to_owned(),
         )
     };
-    if room.bytes == 0 {
-        report.error(format!("there is no room left in {paths}"), remedy());
+    // A write layer leaves the last of it free, whatever else lies there.
+    let kept = if needs.iter().any(|need| need.what == WRITE_LAYER) { room.kept_free } else { 0 };
+    let available = room.bytes.saturating_sub(kept);
+    let stays_free = match kept {
+        0 => String::new(),
+        kept => format!(" (the write layer leaves the last {} free)", human_size(kept)),
+    };
+    if available == 0 {
+        report.error(format!("there is no room left in {paths}{stays_free}"), remedy());
         return;
     }
     if room.inodes == Some(0) {
@@ -279,12 +289,12 @@ fn judge_room(report: &mut CheckReport, needs: &[Need]) {
     let parts: Vec<String> =
         needs.iter().map(|need| format!("{} {}", need.what, human_size(need.bytes))).collect();
     let text = format!(
-        "{} free in {paths}; up to {} may be needed ({})",
+        "{} free in {paths}{stays_free}; up to {} may be needed ({})",
         human_size(room.bytes),
         human_size(bytes),
         parts.join(", ")
     );
-    match bytes > room.bytes {
+    match bytes > available {
         true => report.warning(text, remedy()),
         false => report.passed.push(text),
     }

@@ -137,6 +137,7 @@ fn disk(device: u64) -> Option<Room> {
     Some(Room {
         device,
         bytes: 100 * GB,
+        kept_free: 0,
         inodes: Some(1_000_000),
         read_only: false,
         medium: Medium::Disk,
@@ -712,6 +713,31 @@ fn judges_room() {
             Passed("100.0 GB free in `/var/tmp`"),
         ),
         ("absurd sizes", |_, t| t.facts.wal_bytes = u64::MAX, Warning("up to 16.0 EB")),
+        (
+            "enough without what the write layer leaves free",
+            |e, _| room(e, |room| (room.bytes, room.kept_free) = (8 * GB, GB)),
+            Passed(
+                "8.0 GB free in `/var/tmp` (the write layer leaves the last 1.0 GB free); up to 7.0 GB",
+            ),
+        ),
+        (
+            "not enough without it",
+            |e, _| room(e, |room| (room.bytes, room.kept_free) = (8 * GB - 1, GB)),
+            Warning("(the write layer leaves the last 1.0 GB free); up to 7.0 GB"),
+        ),
+        (
+            "nothing but what stays free",
+            |e, _| room(e, |room| (room.bytes, room.kept_free) = (GB, GB)),
+            Error("no room left in `/var/tmp` (the write layer leaves the last 1.0 GB free)"),
+        ),
+        (
+            "only the write layer leaves something free",
+            |e, _| {
+                let target = e.target.room.as_mut().unwrap();
+                (target.bytes, target.kept_free) = (2 * GB, GB);
+            },
+            Passed("2.0 GB free in `/srv/monday`; up to 2.0 GB"),
+        ),
         (
             "target full",
             |e, _| e.target.room.as_mut().unwrap().bytes = 0,
