@@ -39,7 +39,7 @@ pub use content::MAX_FILE_SIZE;
 pub use faults::{Fault, FaultKind, OnFault};
 pub use filesystem::{Change, FileSystem, RenameMode, Space};
 pub use fuse::{ServeOptions, serve};
-pub use mount::{MountError, mount_as_root, mount_as_user, mounted_at, unmount};
+pub use mount::{MountError, mount_as_root, mount_as_user, mount_source, mounted_at, unmount};
 pub use names::{Attributes, Kind, Listed};
 pub use pages::PAGE;
 pub use reserve::kept_free;

@@ -102,6 +102,7 @@ impl From<MountError> for io::Error {
 /// [`MountError`] if the device cannot be opened or the kernel refuses.
 pub fn mount_as_root(mountpoint: &Path) -> Result<OwnedFd, MountError> {
     let device = open_device()?;
+    let source = mount_source(mountpoint);
     let options = format!(
         "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions",
         device.as_raw_fd()
@@ -110,7 +111,7 @@ pub fn mount_as_root(mountpoint: &Path) -> Result<OwnedFd, MountError> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::NOATIME;
     let refused =
         |err: Errno| MountError::Mount { mountpoint: mountpoint.into(), source: err.into() };
-    rustix::mount::mount("pgthaw", mountpoint, TYPE, flags, options.as_c_str()).map_err(refused)?;
+    rustix::mount::mount(&source, mountpoint, TYPE, flags, options.as_c_str()).map_err(refused)?;
     Ok(device)
 }
 
@@ -122,13 +123,15 @@ pub fn mount_as_root(mountpoint: &Path) -> Result<OwnedFd, MountError> {
 pub fn mount_as_user(mountpoint: &Path) -> Result<OwnedFd, MountError> {
     drop(open_device()?); // the helper says less clearly what is wrong
     let (ours, theirs) = UnixStream::pair().map_err(MountError::Helper)?;
-    let options = "fsname=pgthaw,subtype=pgthaw,default_permissions,nosuid,nodev,noexec,noatime";
+    let source = mount_source(mountpoint);
+    let options =
+        format!("fsname={source},subtype=pgthaw,default_permissions,nosuid,nodev,noexec,noatime");
     let theirs = OwnedFd::from(theirs);
     let output = run_helper(|command| {
         // The helper passes the device through its standard input.
         let stdin = theirs.try_clone()?;
         command
-            .args(["-o", options, "--"])
+            .args(["-o", &options, "--"])
             .arg(mountpoint)
             .env("_FUSE_COMMFD", "0")
             .stdin(Stdio::from(stdin));
@@ -141,6 +144,23 @@ pub fn mount_as_user(mountpoint: &Path) -> Result<OwnedFd, MountError> {
         return Err(refused(said(&output)));
     }
     received_descriptor(&ours).map_err(|err| refused(format!("it passed no device: {err}")))
+}
+
+/// Returns what the kernel lists as the source of our mount on `mountpoint`: by it the mount is known wherever else it is
+/// mounted, also after it was unmounted there. Only the directory above `mountpoint` is looked at.
+pub fn mount_source(mountpoint: &Path) -> String {
+    let mountpoint = plain(mountpoint).unwrap_or_else(|_| mountpoint.to_owned());
+    let mut source = String::from("pgthaw:");
+    for &byte in mountpoint.as_os_str().as_bytes() {
+        match byte {
+            // Neither the list of mounts nor the helper's options escape these.
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'_' | b'-' => {
+                source.push(byte.into());
+            }
+            _ => source.push_str(&format!("%{byte:02x}")),
+        }
+    }
+    source
 }
 
 fn open_device() -> Result<OwnedFd, MountError> {
@@ -300,6 +320,21 @@ fn unescaped(field: &[u8]) -> OsString {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mount_s_source_names_its_place_in_plain_characters() {
+        let cases = [
+            (
+                "/run/media/pgthaw/20260101-000000-abcd",
+                "pgthaw:/run/media/pgthaw/20260101-000000-abcd",
+            ),
+            ("/a b,c\\d/%\u{e9}", "pgthaw:/a%20b%2cc%5cd/%25%c3%a9"),
+            ("/usr/../usr/x", "pgthaw:/usr/x"),
+        ];
+        for (mountpoint, want) in cases {
+            assert_eq!(mount_source(Path::new(mountpoint)), want);
+        }
+    }
 
     #[test]
     fn reads_the_kernels_list_of_mounts() {

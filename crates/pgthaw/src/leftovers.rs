@@ -4,7 +4,8 @@
 //!
 //! Everything is known from a [`Place`], which was journalled before anything was created, and must prove that it is
 //! the session's: a process by its marker, a private directory by its marker file, shared memory by its creator. A
-//! directory made for the mount goes only when it is empty. What cannot prove it is left alone and reported. Start at [`remove`].
+//! directory made for the mount goes only when it is empty. What cannot prove it is left alone and reported. A mount may live on
+//! in the mount namespace of a process: such processes are looked for too. Start at [`remove`].
 
 mod mounts;
 mod private_directory;
@@ -13,26 +14,33 @@ mod shared_memory;
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pgthaw_session::session::Place;
 
 pub use private_directory::{MARKER_FILE, check_parent, create_private_directory};
 pub use shared_memory::record_creator;
 
-use crate::processes;
+use crate::processes::{self, Process, Signal};
+use mounts::MountElsewhere;
 use private_directory::Found;
 use shared_memory::{Creator, Segment};
 
 /// How long killed processes may take to be gone.
 const LIMIT: Duration = Duration::from_secs(20);
 
+/// How long mounts in other namespaces may take to be gone: their processes are dying.
+const ELSEWHERE_LIMIT: Duration = Duration::from_secs(5);
+
+/// At most so many processes of a mount namespace are named.
+const NAMED: usize = 3;
+
 /// What kind of thing was left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A process; its name is what `Display` of [`processes::Process`] says.
     Process,
-    /// A mounted file system; its name is the mountpoint.
+    /// A mounted file system; its name is the mountpoint, and whose mount namespace it is in if it is another one.
     Mount,
     /// A System V shared memory segment; its name is its id.
     SharedMemory,
@@ -95,6 +103,10 @@ pub fn find(place: &Place) -> Cleaning {
             mounts.iter().for_each(|mount| found.add(Kind::Mount, mount.mountpoint.display()));
         }
         Err(error) => found.failed.push(error.to_string()),
+    }
+    match mounts::elsewhere(&place.mountpoint) {
+        Ok(mounts) => mounts.iter().for_each(|mount| found.add(Kind::Mount, described(mount))),
+        Err(error) => found.failed.push(format!("look for mounts: {error}")),
     }
     for segment in segments(&creators(place, &running), &mut found) {
         found.add(Kind::SharedMemory, segment.id);
@@ -160,7 +172,58 @@ pub fn remove(place: &Place) -> Cleaning {
     for directory in private_directories(place) {
         cleaning.add_if(Kind::Directory, directory, remove_directory(directory, &place.marker));
     }
+    end_mounts_elsewhere(place, &mut cleaning); // last: the kernel takes down what lies on a directory that is removed
     cleaning
+}
+
+/// Waits until no other mount namespace holds the session's mount any more. Of the processes in them those are ended that carry
+/// the marker; others are reported.
+fn end_mounts_elsewhere(place: &Place, cleaning: &mut Cleaning) {
+    let deadline = Instant::now() + ELSEWHERE_LIMIT;
+    let mut ended = Vec::new();
+    loop {
+        let left = match mounts::elsewhere(&place.mountpoint) {
+            Ok(left) => left,
+            Err(error) => return cleaning.failed.push(format!("look for mounts: {error}")),
+        };
+        for MountElsewhere { mount, holders } in &left {
+            mounts::abort(mount); // else who waits for an answer of it does not end
+            for process in holders.iter().filter_map(|pid| Process::with_pid(*pid)) {
+                if let Ok(true) = processes::kill(&process, &place.marker, Signal::KILL)
+                    && !ended.contains(&process.pid)
+                {
+                    ended.push(process.pid);
+                    cleaning.add(Kind::Process, process);
+                }
+            }
+        }
+        if left.is_empty() {
+            return;
+        }
+        if Instant::now() >= deadline {
+            let failed = left.iter().map(|mount| {
+                let mount = described(mount);
+                format!(
+                    "still mounted: {mount}, which is not pgthaw's to end; end it and clean again"
+                )
+            });
+            return cleaning.failed.extend(failed);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Names a mount, and who has it.
+fn described(found: &MountElsewhere) -> String {
+    let named = found.holders.iter().take(NAMED).map(|pid| match Process::with_pid(*pid) {
+        Some(process) => process.to_string(),
+        None => format!("process {pid}"),
+    });
+    let mut holders = named.collect::<Vec<_>>().join(", ");
+    if let more @ 1.. = found.holders.len().saturating_sub(NAMED) {
+        holders += &format!(" and {more} more");
+    }
+    format!("{} in the mount namespace of {holders}", found.mount.mountpoint.display())
 }
 
 /// Removes a private directory in which nothing is mounted.
@@ -225,12 +288,15 @@ fn segments(creators: &[Creator], cleaning: &mut Cleaning) -> Vec<Segment> {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::CString;
     use std::fs;
     use std::os::fd::OwnedFd;
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::process::CommandExt;
     use std::path::PathBuf;
     use std::process::{Child, Command, Stdio};
 
-    use rustix::mount::{MountFlags, UnmountFlags};
+    use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
     use super::*;
     use crate::processes::MARKER_VARIABLE;
@@ -278,6 +344,33 @@ mod tests {
             fs::create_dir_all(path).unwrap();
             self.devices.push(pgthaw_mountfs::mount_as_root(path).unwrap());
             self.mounts.push(path.into());
+        }
+
+        /// Starts a process, with the session's marker or not, in whose mount namespace alone the mount is: in another place.
+        fn hold_elsewhere(&mut self, marked: bool) -> u32 {
+            let elsewhere = self.scratch.path().join("elsewhere");
+            fs::create_dir_all(&elsewhere).unwrap();
+            let [from, to] = [&self.place.mountpoint, &elsewhere]
+                .map(|path| CString::new(path.as_os_str().as_bytes()).unwrap());
+            let mut command = Command::new("sleep");
+            command.arg("300");
+            if marked {
+                command.env(MARKER_VARIABLE, &self.place.marker);
+            }
+            // SAFETY: system calls on strings that live in the closure.
+            unsafe {
+                command.pre_exec(move || {
+                    if libc::unshare(libc::CLONE_NEWNS) != 0 {
+                        return Err(io::Error::last_os_error());
+                    }
+                    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+                    rustix::mount::mount_change(c"/", private)?;
+                    rustix::mount::mount_bind(&*from, &*to)?;
+                    Ok(rustix::mount::unmount(&*from, UnmountFlags::DETACH)?)
+                });
+            }
+            self.children.push(command.spawn().unwrap());
+            self.children.last().unwrap().id()
         }
 
         fn mount_foreign(&mut self, path: &Path) {
@@ -348,6 +441,54 @@ mod tests {
         assert_eq!(find(&scene.place), Cleaning::default());
         assert_eq!(fs::read_dir(scene.scratch.path()).unwrap().count(), 0);
         assert_eq!(remove(&scene.place), Cleaning::default(), "it can be repeated");
+    }
+
+    #[test]
+    fn a_mount_in_another_namespace_ends_with_the_session_s_processes_there() {
+        if !is_root() {
+            return;
+        }
+        let mut scene = Scene::new("elsewhere");
+        scene.make_directories();
+        let mountpoint = scene.place.mountpoint.clone();
+        scene.mount(&mountpoint);
+        let pid = scene.hold_elsewhere(true);
+        rustix::mount::unmount(&mountpoint, UnmountFlags::DETACH).unwrap();
+        let found = find(&scene.place);
+        use Kind::*;
+        assert_eq!(Scene::kinds(&found), [Process, Mount, Directory, Directory, Directory]);
+        let elsewhere = scene.scratch.path().join("elsewhere");
+        let want =
+            format!("{} in the mount namespace of sleep (process {pid})", elsewhere.display());
+        assert_eq!(found.found[1].name, want);
+
+        let removed = remove(&scene.place);
+        assert_eq!(removed.failed, [""; 0]);
+        assert_eq!(removed.found.iter().filter(|left| left.kind == Process).count(), 1);
+        assert_eq!(find(&scene.place), Cleaning::default());
+    }
+
+    #[test]
+    fn a_mount_that_a_stranger_holds_is_reported_with_the_stranger() {
+        if !is_root() {
+            return;
+        }
+        let mut scene = Scene::new("stranger");
+        let mountpoint = scene.place.mountpoint.clone();
+        scene.mount(&mountpoint);
+        let pid = scene.hold_elsewhere(false);
+        assert_eq!(Scene::kinds(&find(&scene.place)), [Kind::Mount, Kind::Mount]);
+
+        let removed = remove(&scene.place);
+        assert_eq!(removed.failed.len(), 1, "{removed:?}");
+        let said = &removed.failed[0];
+        assert!(said.contains(&format!("sleep (process {pid})")), "{said}");
+        assert_eq!(scene.children[0].try_wait().unwrap(), None, "a stranger was ended");
+        assert_eq!(Scene::kinds(&find(&scene.place)), [Kind::Mount]);
+
+        scene.children[0].kill().unwrap();
+        scene.children[0].wait().unwrap();
+        assert_eq!(remove(&scene.place), Cleaning::default());
     }
 
     #[test]

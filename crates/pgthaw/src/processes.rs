@@ -14,7 +14,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+pub use rustix::process::Signal;
+use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 
 /// The environment variable that marks the processes of a session; its value is the session's marker.
 pub const MARKER_VARIABLE: &str = "PGTHAW_SESSION";

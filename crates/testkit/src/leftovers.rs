@@ -3,6 +3,7 @@
 //! Tests run side by side, so a find must belong to the test that reports it, or to nobody alive: processes,
 //! mounts, sockets and files are looked for below the test's own directories; what lies in common places (shared
 //! memory, `/dev/shm`, `/tmp`, `/var/tmp`, `/run/media/pgthaw`) counts if it is new and no live process uses it.
+//! A mount counts in whatever mount namespace it lives on.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,6 +15,8 @@ use std::time::{Duration, Instant};
 
 /// Where sessions put things when they are not told otherwise.
 const COMMON_DIRS: [&str; 3] = ["/var/tmp", "/tmp", "/run/media/pgthaw"];
+/// The type of our mounts.
+const OWN_TYPE: &str = "fuse.pgthaw";
 /// Ends of processes and of mounts arrive a little late.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -31,6 +34,16 @@ struct Seen {
     dev_shm: BTreeSet<String>,
     files: BTreeSet<String>,
     mounts: BTreeSet<String>,
+    mounts_elsewhere: BTreeSet<String>,
+}
+
+/// A mount of ours that only another mount namespace has.
+struct MountElsewhere {
+    /// Where it was mounted at first.
+    place: String,
+    /// Where that namespace has it, and a process of it.
+    point: String,
+    pid: String,
 }
 
 impl Leftovers {
@@ -109,6 +122,13 @@ impl Leftovers {
                 .filter(|path| orphaned(path))
                 .map(|path| format!("mount {path}")),
         );
+        let own = |place: &Path| self.dirs.iter().any(|dir| place.starts_with(dir) && place != dir);
+        for MountElsewhere { place, point, pid } in mounts_elsewhere() {
+            let new = !self.before.mounts_elsewhere.contains(&place) && orphaned(&place);
+            if own(Path::new(&place)) || new {
+                found.push(format!("mount {place}, at {point} in the namespace of process {pid}"));
+            }
+        }
         found.extend(
             new(&now.shared_memory, &self.before.shared_memory)
                 .iter()
@@ -164,7 +184,8 @@ impl Seen {
             shared_memory: detached_segments(),
             dev_shm: entries("/dev/shm", "").into_iter().collect(),
             files: files.collect(),
-            mounts: mount_points(|kind| kind == "fuse.pgthaw").into_iter().collect(),
+            mounts: mount_points(|kind| kind == OWN_TYPE).into_iter().collect(),
+            mounts_elsewhere: mounts_elsewhere().into_iter().map(|mount| mount.place).collect(),
         }
     }
 }
@@ -199,12 +220,41 @@ fn mount_points(wanted: impl Fn(&str) -> bool) -> Vec<String> {
 /// Returns the same of the mount namespace of a process, by its number in `/proc`.
 pub(crate) fn mount_points_of(process: &str, wanted: impl Fn(&str) -> bool) -> Vec<String> {
     let table = fs::read_to_string(format!("/proc/{process}/mountinfo")).unwrap_or_default();
-    let parse = |line: &str| {
-        let (mount, kind) = line.split_once(" - ")?;
-        let point = mount.split(' ').nth(4)?.replace("\\040", " ").replace("\\134", "\\");
-        wanted(kind.split(' ').next()?).then_some(point)
+    let mounts = table.lines().filter_map(parse_mount);
+    mounts.filter(|(_, kind, _)| wanted(kind)).map(|(point, ..)| point).collect()
+}
+
+/// Returns our mounts that this process's mount namespace has not, each with one process that has it.
+fn mounts_elsewhere() -> Vec<MountElsewhere> {
+    let id = |line: &str| line.split(' ').next().unwrap_or_default().to_owned();
+    let read = |process: &str| {
+        fs::read_to_string(format!("/proc/{process}/mountinfo")).unwrap_or_default()
     };
-    table.lines().filter_map(parse).collect()
+    let mut seen: BTreeSet<String> = read("self").lines().map(id).collect();
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let pid = entry.file_name().into_string().unwrap_or_default();
+        if !pid.bytes().all(|byte| byte.is_ascii_digit()) {
+            continue;
+        }
+        for line in read(&pid).lines() {
+            if let Some((point, OWN_TYPE, source)) = parse_mount(line)
+                && seen.insert(id(line))
+            {
+                let place = source.strip_prefix("pgthaw:").unwrap_or(&point).to_owned();
+                found.push(MountElsewhere { place, point, pid: pid.clone() });
+            }
+        }
+    }
+    found
+}
+
+/// Returns mount point, type and source of a line of `/proc/PID/mountinfo`.
+fn parse_mount(line: &str) -> Option<(String, &str, &str)> {
+    let (mount, kind) = line.split_once(" - ")?;
+    let point = mount.split(' ').nth(4)?.replace("\\040", " ").replace("\\134", "\\");
+    let mut fields = kind.split(' ');
+    Some((point, fields.next()?, fields.next()?))
 }
 
 /// Returns arguments and environments of all processes, and the paths of all locked files.

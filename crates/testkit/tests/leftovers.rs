@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pgthaw_testkit::{Leftovers, Scratch, User, run};
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -102,18 +103,7 @@ fn finds_mounts() {
     for (what, point) in
         [("below the test's directory", &inside), ("of our type, anywhere", &outside)]
     {
-        let fuse = fs::File::options().read(true).write(true).open("/dev/fuse").unwrap();
-        let fd = std::os::fd::AsRawFd::as_raw_fd(&fuse);
-        let options =
-            std::ffi::CString::new(format!("fd={fd},rootmode=40000,user_id=0,group_id=0")).unwrap();
-        rustix::mount::mount(
-            "pgthaw",
-            point,
-            "fuse.pgthaw",
-            MountFlags::empty(),
-            Some(options.as_c_str()),
-        )
-        .unwrap();
+        mount(point, "pgthaw");
         let lines = leftovers.check_within(Duration::ZERO);
         rustix::mount::unmount(point, UnmountFlags::DETACH).unwrap();
         assert!(
@@ -121,5 +111,50 @@ fn finds_mounts() {
             "{what}: {lines:?}"
         );
         assert_eq!(leftovers.check(), Vec::<String>::new(), "{what}, unmounted");
+    }
+}
+
+/// Mounts a FUSE file system that nobody serves.
+fn mount(point: &Path, source: &str) {
+    let fuse = fs::File::options().read(true).write(true).open("/dev/fuse").unwrap();
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&fuse);
+    let options =
+        std::ffi::CString::new(format!("fd={fd},rootmode=40000,user_id=0,group_id=0")).unwrap();
+    let (kind, flags) = ("fuse.pgthaw", MountFlags::empty());
+    rustix::mount::mount(source, point, kind, flags, Some(options.as_c_str())).unwrap();
+}
+
+/// A survivor of a session that shows in no other way: nothing in its arguments or environment.
+#[test]
+fn finds_mounts_that_only_another_process_s_namespace_has() {
+    if User::current().uid != 0 {
+        eprintln!("skipped: mounting needs root");
+        return;
+    }
+    let dir = Scratch::new();
+    let (home, inside, outside) = (dir.join("home"), dir.join("home/mount"), dir.join("elsewhere"));
+    for made in [&inside, &outside] {
+        fs::create_dir_all(made).unwrap();
+    }
+    let leftovers = Leftovers::before(&[&home]);
+    let source = |place: &Path| format!("pgthaw:{}", place.display());
+    for (what, point, source) in [
+        ("below the test's directory", &inside, "pgthaw".to_owned()),
+        ("mounted below it at first", &outside, source(&inside)),
+        ("of our type, anywhere", &outside, source(&outside)),
+    ] {
+        mount(point, &source);
+        let mut survivor = Command::new("unshare");
+        survivor.args(["--mount", "--propagation", "private", "sleep", "600"]);
+        let survivor = Killed(survivor.env_clear().env("PATH", "/usr/bin:/bin").spawn().unwrap());
+        let pid = survivor.0.id();
+        let started = Instant::now();
+        while fs::read_to_string(format!("/proc/{pid}/comm")).unwrap() != "sleep\n" {
+            assert!(started.elapsed() < Duration::from_secs(10), "{what}: no survivor");
+        }
+        rustix::mount::unmount(point, UnmountFlags::DETACH).unwrap();
+        expect(what, &leftovers, &format!("in the namespace of process {pid}"));
+        drop(survivor);
+        assert_eq!(leftovers.check(), [""; 0], "{what}, its process ended");
     }
 }
