@@ -9,6 +9,7 @@
 //! |------|------|----------------|
 //! | `map`, `mount` | [`mounting`] | the mount and the child that serves it |
 //! | `instance` | [`recovering`] | PostgreSQL, recovered and inspected |
+//! |  | [`tablespaces`] | places for the tablespaces that replay makes |
 //! | `globals`, `dump` | [`dumping`] | `globals.sql`; a database's dump, delivered and renamed into place |
 //! |  | [`pace`] | how fast pg_dump may go, where the dump's directory is small |
 //! |  | [`delivering`] | the way to the target, on this machine or another |
@@ -26,6 +27,7 @@ pub mod place;
 mod recovering;
 pub mod sealing;
 pub mod space;
+mod tablespaces;
 pub mod undo;
 
 use std::io::{self, Read};

@@ -13,6 +13,7 @@ use pgthaw_session::observed::Failure;
 use serde::Serialize;
 
 use crate::internal::mount::{MountCommand, MountEvent, MountReport, MountTask};
+use crate::internal::wal::WalTablespaces;
 use crate::internal::{self, Child};
 use crate::processes::MARKER_VARIABLE;
 
@@ -126,6 +127,19 @@ impl MountChild {
     pub fn verify(&self, databases: Vec<u32>) -> Result<Vec<String>, Failure> {
         match self.ask(&MountCommand::Verify { databases }, None)? {
             MountEvent::Verified { wrong } => Ok(wrong),
+            other => Err(Failure::new(format!("the mount answered {other:?}"))),
+        }
+    }
+
+    /// Looks through the WAL that replay will read, up to the record that begins at `until` or to its end, for tablespaces.
+    ///
+    /// # Errors
+    /// When the WAL cannot be read or makes no sense, or the mount ends meanwhile.
+    pub fn tablespaces(&self, until: Option<String>) -> Result<WalTablespaces, Failure> {
+        match self.ask(&MountCommand::Tablespaces { until }, None)? {
+            MountEvent::Tablespaces { found } => {
+                found.map_err(|err| Failure::new(format!("read the backup's WAL: {err}")))
+            }
             other => Err(Failure::new(format!("the mount answered {other:?}"))),
         }
     }

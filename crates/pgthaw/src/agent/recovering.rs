@@ -21,8 +21,9 @@ use pgthaw_session::RecoveryChoice;
 use pgthaw_session::observed::{Failure, InstanceReady, RecoveryEnd, SelectedDatabase};
 use tokio::task::JoinHandle;
 
-use super::{Agent, begin_once};
+use super::{Agent, begin_once, tablespaces};
 use crate::internal::source::with_causes;
+use crate::internal::wal::WalTablespace;
 
 /// Connections beside pg_dump's workers and its leader: ours, and some in reserve.
 const OWN_CONNECTIONS: u32 = 6;
@@ -37,6 +38,8 @@ pub struct Running {
     pub databases: BTreeMap<String, inspect::Database>,
     /// A role that was made for this session and that `globals.sql` leaves out.
     temporary_role: Option<String>,
+    /// Tablespaces that replay has made.
+    tablespaces: Vec<WalTablespace>,
     watcher: JoinHandle<()>,
 }
 
@@ -68,13 +71,8 @@ impl Running {
         let text = globals::dump(&plan).await.map_err(failed)?;
         let client = self.endpoint.connect("template1").await.map_err(failed)?;
         let names = inspect::tablespaces(&client).await.map_err(failed)?;
-        let original = |oid| {
-            agent.assignment.facts.tablespaces.iter().find(|tablespace| tablespace.oid == oid)
-        };
-        let locations: BTreeMap<String, String> = names
-            .into_iter()
-            .filter_map(|row| Some((row.name, original(row.oid)?.location.clone())))
-            .collect();
+        let backup = &agent.assignment.facts.tablespaces;
+        let locations = tablespaces::original_locations(names, backup, &self.tablespaces);
         globals::rewrite(&text, &locations, &place.mountpoint, self.temporary_role.as_deref())
             .map_err(failed)
     }
@@ -92,7 +90,7 @@ pub fn begin(agent: Arc<Agent>) -> Json<()> {
 }
 
 async fn recover(agent: Arc<Agent>) -> Result<InstanceReady, Failure> {
-    let plan = plan(&agent)?;
+    let (plan, tablespaces) = tablespaces::prepare(&agent, plan(&agent)?).await?;
     let binaries = plan.binaries.clone();
     let facts = &agent.assignment.facts;
     let mut instance = Instance::start(plan)
@@ -146,6 +144,7 @@ async fn recover(agent: Arc<Agent>) -> Result<InstanceReady, Failure> {
         endpoint,
         databases: inspected.usable,
         temporary_role: superuser.temporary.then_some(superuser.name),
+        tablespaces,
         watcher,
     });
     Ok(InstanceReady {

@@ -12,6 +12,7 @@
 pub mod mount;
 pub mod reads;
 pub mod source;
+pub mod wal;
 
 use std::io::{self, Read};
 use std::os::unix::process::CommandExt;

@@ -4,7 +4,6 @@
 //! then one [`MountCommand`] per line. It answers with one [`MountEvent`] per line. The end of its standard input ends it:
 //! it lives no longer than the agent that started it.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -18,15 +17,13 @@ use std::time::Duration;
 
 use pgthaw_mountfs::{Fault, FaultKind, FileSystem, Lower, Owner, ServeOptions, Tree, TreeError};
 use pgthaw_mover::{Met, Parts, meet};
-use pgthaw_postgres::control::ControlFile;
-use pgthaw_postgres::lsn::{Lsn, Segment, segment_name};
-use pgthaw_postgres::wal::{self, WalIdentity};
 use pgthaw_source::map::BackupMap;
 use pgthaw_source::reader::{Coverage, ReadError, Reader};
 use pgthaw_source::store::{LinkStatus, LocalStore, ObjectStore, RemoteOptions, RemoteStore};
 use serde::{Deserialize, Serialize};
 
 use super::source::{MountSource, database_of, with_causes};
+use super::wal::{BackupWal, WalTablespaces};
 use crate::attach::handing::{Handed, take_over, widen};
 
 /// Threads that answer the kernel.
@@ -68,6 +65,11 @@ pub enum MountCommand {
         /// Their OIDs.
         databases: Vec<u32>,
     },
+    /// Look through the WAL that replay will read for tablespaces that it makes.
+    Tablespaces {
+        /// The last record that is replayed, as `X/X`, where that is known.
+        until: Option<String>,
+    },
     /// Look for WAL after the end of recovery: whether something between was missing or damaged.
     LaterWal {
         /// Where the last replayed record begins, as `X/X`.
@@ -101,6 +103,11 @@ pub enum MountEvent {
     Verified {
         /// One message per file that could not be read or does not match its checksum.
         wrong: Vec<String>,
+    },
+    /// The answer to [`MountCommand::Tablespaces`].
+    Tablespaces {
+        /// What replay will make; or why the WAL cannot be looked through.
+        found: Result<WalTablespaces, String>,
     },
     /// The answer to [`MountCommand::LaterWal`].
     LaterWal {
@@ -226,10 +233,15 @@ fn serve() -> io::Result<()> {
                         })
                     });
                 }
+                Ok(MountCommand::Tablespaces { until }) => {
+                    let found = BackupWal::open(&reader, task.timeline)
+                        .and_then(|mut wal| wal.tablespaces(until.as_deref()));
+                    events.send(&MountEvent::Tablespaces { found });
+                }
                 Ok(MountCommand::LaterWal { after }) => {
-                    let page = later_wal(&reader, task.timeline, &after);
-                    events
-                        .send(&MountEvent::LaterWal { page: page.map_err(|err| err.to_string()) });
+                    let page = BackupWal::open(&reader, task.timeline)
+                        .and_then(|mut wal| wal.later_page(&after));
+                    events.send(&MountEvent::LaterWal { page });
                 }
                 Ok(MountCommand::Provide { directories, links }) => {
                     let provided = provide(&control, &directories, &links);
@@ -293,41 +305,6 @@ fn use_line(store: &RemoteStore, handed: Handed) -> io::Result<()> {
     }
     let Parts { input, output, close } = connection.into_parts();
     store.connect(input, output, move || close()) // fails only once all is over
-}
-
-/// Finds the first valid page of WAL after the record that begins at `after`, in the backup as it was stored.
-fn later_wal(reader: &Reader, timeline: u32, after: &str) -> io::Result<Option<String>> {
-    let read_whole = |path: &str| {
-        let file = reader.files().iter().position(|file| file.path.as_str() == path);
-        let file =
-            file.ok_or_else(|| io::Error::other(format!("`{path}` is not in the backup")))?;
-        reader.read_whole(file).map_err(|err| io::Error::other(with_causes(&err)))
-    };
-    let control =
-        ControlFile::parse(&read_whole("data/global/pg_control")?).map_err(io::Error::other)?;
-    let identity = WalIdentity::of(&control).map_err(io::Error::other)?;
-    let size = control.wal_segment_size;
-    let segments: BTreeMap<&str, usize> = reader
-        .files()
-        .iter()
-        .enumerate()
-        .filter_map(|(number, file)| {
-            Some((file.path.as_str().strip_prefix("data/pg_wal/")?, number))
-        })
-        .collect();
-    let ends = segments.keys().filter_map(|name| Segment::parse(name, size)?.next().start(size));
-    let end = ends.max().unwrap_or(Lsn(0));
-    let mut read = |at: Lsn, buf: &mut [u8]| {
-        let Some(number) = segments.get(segment_name(timeline, at, size).as_str()) else {
-            return Ok(false);
-        };
-        let read = reader.read_at(*number, at.0 % size.bytes(), buf);
-        read.map(|()| true).map_err(|err| io::Error::other(with_causes(&err)))
-    };
-    let start: Lsn = after.parse().map_err(io::Error::other)?;
-    let Some(record_end) = wal::record_end(&mut read, &identity, start)? else { return Ok(None) };
-    let page = wal::later_valid_page(&mut read, &identity, timeline, record_end, end)?;
-    Ok(page.map(|lsn| lsn.to_string()))
 }
 
 /// The mounted cluster's tree: the map's, and a link to each tablespace.

@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -412,31 +411,6 @@ pub enum Child {
 /// The name and kind of each entry of a directory.
 pub type Children = Vec<(OsString, Child)>;
 
-/// Returns where a tablespace lay on the original server, as a path that a root can hold.
-///
-/// # Errors
-/// Why it cannot: it is relative, has a part `..`, or is longer than Linux takes.
-pub fn checked_location(location: &[u8]) -> Result<PathBuf, &'static str> {
-    let path = Path::new(std::ffi::OsStr::from_bytes(location));
-    if !path.is_absolute() {
-        return Err("it is not an absolute path");
-    }
-    if location.contains(&0) {
-        return Err("it holds a zero byte");
-    }
-    // PATH_MAX and NAME_MAX of limits.h; PostgreSQL adds its version's directory and three names to it
-    if location.len() > 4000 || location.split(|byte| *byte == b'/').any(|part| part.len() > 255) {
-        return Err("it is longer than a path may be");
-    }
-    let plain = path.components().all(|part| {
-        matches!(part, std::path::Component::RootDir | std::path::Component::Normal(_))
-    });
-    if !plain {
-        return Err("it has a part `..`");
-    }
-    Ok(path.components().collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -584,15 +558,5 @@ mod tests {
             let text = error.to_string();
             assert!(text.contains(want) && text.contains(path) && text.contains('7'), "{text}");
         }
-    }
-
-    #[test]
-    fn locations_are_checked() {
-        assert_eq!(checked_location(b"/srv//a/./b/"), Ok("/srv/a/b".into()));
-        for bad in [&b"srv"[..], b"", b"../x", b"/srv/../etc", b"/a\0b", &[b'/'; 5000]] {
-            assert!(checked_location(bad).is_err(), "{}", bad.escape_ascii());
-        }
-        let long = [b"/".as_slice(), &[b'x'; 256]].concat();
-        assert!(checked_location(&long).is_err());
     }
 }
