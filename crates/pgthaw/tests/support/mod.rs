@@ -200,8 +200,9 @@ pub struct HeldDump {
 impl HeldDump {
     pub fn of(pgthaw: &Pgthaw) -> Self {
         use std::os::unix::fs::{PermissionsExt, symlink};
-        let this =
-            Self { programs: pgthaw.scratch.join("programs"), hold: pgthaw.scratch.join("hold") };
+        let programs = pgthaw.scratch.join("programs");
+        // in the directory of the programs, which is all that pg_dump sees of this one
+        let this = Self { hold: programs.join("hold"), programs };
         std::fs::create_dir(&this.programs).unwrap();
         let real = postgres_programs();
         for name in ["postgres", "pg_dumpall", "psql"] {
