@@ -227,7 +227,7 @@ impl Dump {
         let launch = Launch {
             binaries: &plan.binaries,
             program: &plan.binaries.pg_dump,
-            arguments: arguments.into_iter().map(Into::into).collect(),
+            arguments,
             environment: vec![("PGOPTIONS".into(), program_options(plan.endpoint.major).into())],
             directory: Path::new("/"),
             os_user: plan.os_user.as_ref(),

@@ -261,6 +261,14 @@ impl Instance {
         read_log(&self.log, self.log_start)
     }
 
+    /// Returns how many bytes the server has logged since this start. Code in a backup can make them as many as it likes.
+    ///
+    /// # Errors
+    /// If the log cannot be looked at.
+    pub fn log_bytes(&self) -> io::Result<u64> {
+        Ok(self.log.metadata()?.len().saturating_sub(self.log_start))
+    }
+
     /// Returns where the recovery of this start ended; ask after [`Instance::wait_ready`].
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use pgthaw_postgres::binaries::{self, Binaries};
@@ -27,6 +28,11 @@ use crate::internal::wal::WalTablespace;
 
 /// Connections beside pg_dump's workers and its leader: ours, and some in reserve.
 const OWN_CONNECTIONS: u32 = 6;
+
+/// The most that the server may write into its log while it is dumped, in bytes: the log lies on a disk of this machine.
+const LOG_LIMIT: u64 = 256 << 20;
+/// How often that is looked at.
+const LOG_LOOK: Duration = Duration::from_secs(1);
 
 /// An instance that is ready.
 pub struct Running {
@@ -136,6 +142,7 @@ async fn recover(agent: Arc<Agent>) -> Result<InstanceReady, Failure> {
         .map_err(|err| Failure { hint: err.hint(), ..Failure::new(with_causes(&err)) })?;
     let endpoint = instance.endpoint(&superuser.name);
     let isolation = instance.isolation().describe();
+    agent.tell(format!("PostgreSQL is {isolation}"));
     let inspected = inspect_all(&agent, &endpoint).await?;
     let server_version = binaries.version.clone();
     let watcher = tokio::spawn(watch(agent.clone(), instance));
@@ -160,9 +167,23 @@ async fn recover(agent: Arc<Agent>) -> Result<InstanceReady, Failure> {
 /// Owns the instance while it is used: tells when it ends by itself, ends it with the session.
 async fn watch(agent: Arc<Agent>, mut instance: Instance) {
     let mut gone = agent.gone.subscribe();
-    let ended = tokio::select! {
-        ended = instance.wait_end() => Some(ended),
-        () = async { drop(gone.wait_for(|gone| *gone).await) } => None,
+    let ended = loop {
+        tokio::select! {
+            ended = instance.wait_end() => break Some(ended),
+            () = async { drop(gone.wait_for(|gone| *gone).await) } => break None,
+            () = tokio::time::sleep(LOG_LOOK) => {}
+        }
+        if instance.log_bytes().is_ok_and(|bytes| bytes > LOG_LIMIT) {
+            let text = format!(
+                "PostgreSQL wrote more than {} MiB of messages; code in the backup may have done so",
+                LOG_LIMIT >> 20
+            );
+            agent.broken(
+                Failure::new(text)
+                    .hint("see the functions and triggers that pg_dump runs in this database"),
+            );
+            break None;
+        }
     };
     match ended {
         Some(ended) => {

@@ -32,6 +32,9 @@ const FILES: [&str; 12] = [
     "/etc/ld.so.conf",
 ];
 
+/// Reads a directory.
+type ReadDirectory = dyn Fn(&Path) -> io::Result<Children>;
+
 /// What this machine offers, and how to ask about the rest.
 pub struct Host {
     /// Links at the top, with their destinations: `/bin` to `usr/bin`.
@@ -43,7 +46,7 @@ pub struct Host {
     /// Whether a path is a directory, links followed.
     pub is_directory: Box<dyn Fn(&Path) -> bool>,
     /// What a directory holds.
-    pub children: Box<dyn Fn(&Path) -> io::Result<Children>>,
+    pub children: Box<ReadDirectory>,
 }
 
 impl Host {

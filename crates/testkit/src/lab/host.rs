@@ -3,6 +3,7 @@
 //! Its disks and cables are the floor's and outlive it; its PID, mount, UTS, IPC and network namespaces begin
 //! with each boot and end with its first process.
 
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::net::Ipv4Addr;
@@ -161,14 +162,27 @@ impl Host {
         command
     }
 
-    /// Returns its processes, zombies aside.
+    /// Returns its processes, zombies aside, also those in process namespaces that were made on it.
     pub fn processes(&self) -> Vec<HostProcess> {
-        let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
-        let own = namespace(self.init()).expect("a process that runs");
+        let parent = |pid: i32| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+            status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse::<i32>().ok()
+        };
         let entries = fs::read_dir("/proc").expect("a mounted /proc").flatten();
         let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-        let inside = pids.filter(|pid| namespace(*pid).is_some_and(|found| found == own));
-        inside.filter_map(describe).collect()
+        let parents: HashMap<i32, i32> = pids.filter_map(|pid| Some((pid, parent(pid)?))).collect();
+        let init = self.init();
+        let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+        let own = namespace(init).expect("a process that runs");
+        let here = |pid: &i32| namespace(*pid).is_some_and(|found| found == own);
+        let entered: HashSet<i32> = parents.keys().copied().filter(here).collect();
+        let is_inside = |pid: &i32| {
+            std::iter::successors(Some(*pid), |pid| parents.get(pid).copied())
+                .any(|pid| entered.contains(&pid))
+        };
+        let depth = numbers(init).len();
+        let inside = parents.keys().filter(|pid| is_inside(pid));
+        inside.filter_map(|pid| describe(*pid, depth)).collect()
     }
 
     /// Gives a disk another size in bytes: larger, or as small as what it holds, and it is full.
@@ -245,13 +259,20 @@ impl Host {
     }
 }
 
-/// Returns what `/proc` says of a process; `None` if it has ended by now.
-fn describe(pid: i32) -> Option<HostProcess> {
+/// Returns the numbers that a process has, from our namespace inwards.
+fn numbers(pid: i32) -> Vec<i32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+    numbers.split_whitespace().filter_map(|number| number.parse().ok()).collect()
+}
+
+/// Returns what `/proc` says of a process of a host that has `depth` numbers for its own; `None` if it has ended by now.
+fn describe(pid: i32, depth: usize) -> Option<HostProcess> {
     let arguments = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let arguments = String::from_utf8_lossy(&arguments).replace('\0', " ").trim_end().to_owned();
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
-    let inner_pid = field("NSpid:")?.split_whitespace().last()?.parse().ok()?;
+    let inner_pid = *numbers(pid).get(depth.checked_sub(1)?)?;
     let uid = field("Uid:")?.split_whitespace().next()?.parse().ok()?;
     (!arguments.is_empty()).then_some(HostProcess { pid, inner_pid, uid, arguments })
 }
