@@ -188,7 +188,7 @@ mod tests {
     fn a_rule_allows_what_it_names_and_nothing_else() {
         let rules = [crm_team()];
         type Change = fn(&mut ExportRequest);
-        let cases: [(&str, Change); 12] = [
+        let cases: [(&str, Change); 13] = [
             ("", |_| {}),
             ("", |r| r.databases.push("sales_2026".into())),
             ("database `hr`", |r| r.databases.push("hr".into())),
@@ -197,6 +197,7 @@ mod tests {
             ("staging server `other`", |r| r.staging = Some("other".into())),
             ("password hashes", |r| r.role_passwords = true),
             ("--preload", |r| r.preload.push("lib".into())),
+            ("--allow-unisolated", |r| r.allow_unisolated = true),
             ("--pg-bin", |r| r.pg_bin = Some("/tmp/evil".into())),
             ("", |r| {
                 (r.target_caller, r.target_host) = (None, Some("files".into()));

@@ -34,7 +34,7 @@ pub enum Isolation {
 }
 
 impl Isolation {
-    /// Returns how far an instance with this confinement is cut off here.
+    /// Returns how far an instance with this confinement is cut off here; without a root of its own that is tried in a child.
     pub fn of(confinement: &Confinement) -> Self {
         match confinement {
             Confinement::Root(_) if rustix::process::geteuid().is_root() => Self::Root,

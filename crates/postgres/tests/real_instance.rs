@@ -24,7 +24,9 @@ use pgthaw_postgres::os_user::OsUser;
 use pgthaw_postgres::process::ProcessId;
 use pgthaw_postgres::superuser::{Candidates, ensure_superuser, temporary_role};
 
-use pgthaw_postgres::root::Confinement;
+use pgthaw_postgres::root::host::Host;
+use pgthaw_postgres::root::layout::{Access, Account, View, layout};
+use pgthaw_postgres::root::{self, Confinement};
 
 use lab::{Lab, MARKER, Source, confinement, helper};
 
@@ -412,6 +414,93 @@ fn a_root_can_be_had_or_the_reason_is_told() {
     assert!(reason.contains("No such file"), "{reason}");
 }
 
+/// What a program sees of mounts in a root that shows one directory to write to: mountpoint and options of each.
+fn mounts_inside(shown: &Path) -> Vec<(String, String)> {
+    let lab = Lab::new();
+    let Confinement::Root(helper) = confinement() else { panic!("no helper") };
+    let user = OsUser::current().is_ok_and(|user| user.uid == 0).then_some(&lab.user);
+    let ids = root::ids_of(user);
+    let host = Host::look(Some(&lab.binaries), &[], user);
+    let view = View { shown: vec![(shown.to_owned(), Access::Write)], locations: Vec::new() };
+    let account = Account { name: "postgres".into(), uid: ids.0, gid: ids.1 };
+    let (steps, _) = layout(&host, &view, &account).unwrap();
+    let program = root::Program {
+        path: "/bin/cat".into(),
+        arguments: vec!["/proc/self/mountinfo".into()],
+        environment: Vec::new(),
+        directory: "/".into(),
+    };
+    let plan = root::RootPlan { steps, program: Some(program), ids };
+    let path = lab.path("mounts");
+    let output = fs::File::create(&path).unwrap();
+    let streams = root::Streams { stdout: output.into(), ..root::Streams::null() };
+    let mut child = root::start(&helper, &plan, MARKER, streams).unwrap();
+    let status = runtime().block_on(child.wait()).unwrap();
+    assert!(status.success(), "{status}");
+    let text = fs::read_to_string(&path).unwrap();
+    let line = |line: &str| {
+        let fields: Vec<&str> = line.split(' ').collect();
+        (fields[4].to_owned(), fields[5].to_owned())
+    };
+    text.lines().map(line).collect()
+}
+
+#[test]
+fn a_root_is_read_only_but_for_what_it_is_told() {
+    let directory = tempfile::Builder::new().prefix("pgr").tempdir_in("/tmp").unwrap();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let mounts = mounts_inside(directory.path());
+    let has = |options: &str, wanted: &str| options.split(',').any(|option| option == wanted);
+    let writable: Vec<&str> = mounts
+        .iter()
+        .filter(|(at, options)| !has(options, "ro") && !at.starts_with("/dev/"))
+        .map(|(at, _)| at.as_str())
+        .collect();
+    let mut want = vec!["/proc", "/tmp", directory.path().to_str().unwrap()];
+    want.sort_unstable();
+    let mut found = writable.clone();
+    found.sort_unstable();
+    assert_eq!(found, want, "{mounts:#?}");
+    for (at, options) in &mounts {
+        assert!(has(options, "nosuid"), "{at}: {options}");
+        let runs = ["/usr", "/bin", "/sbin", "/lib", "/opt"].iter().any(|top| at.starts_with(top));
+        assert!(has(options, "noexec") || runs, "{at}: {options}");
+        assert!(has(options, "nodev") || at.starts_with("/dev/"), "{at}: {options}");
+    }
+    assert!(mounts.iter().any(|(at, _)| at == "/usr/lib"), "{mounts:#?}");
+    assert!(!mounts.iter().any(|(at, _)| at == "/usr" || at == "/home" || at == "/var"));
+}
+
+/// As before Linux 5.12, or in a container whose filter does not know the call.
+#[test]
+fn a_kernel_without_mount_setattr_restricts_each_mount_by_itself() {
+    let refuse = || {
+        let line =
+            |code: u32, jf: u8, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf, k };
+        let mut program = [
+            line(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0), // the number of the call
+            line(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, libc::SYS_mount_setattr as u32),
+            line(libc::BPF_RET, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs()),
+            line(libc::BPF_RET, 0, libc::SECCOMP_RET_ALLOW),
+        ];
+        let filter = libc::sock_fprog { len: 4, filter: program.as_mut_ptr() };
+        // SAFETY: the filter and what it points to live through the call, which copies them.
+        let done = unsafe {
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+                | libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter)
+        };
+        if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    };
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "a_root_is_read_only_but_for_what_it_is_told", "--nocapture"]);
+    // SAFETY: system calls on memory of the closure alone, between fork and exec.
+    unsafe { std::os::unix::process::CommandExt::pre_exec(&mut command, refuse) };
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned()
+        + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+}
+
 #[test]
 fn the_same_works_without_root() {
     let current = OsUser::current().unwrap();
@@ -432,6 +521,8 @@ fn the_same_works_without_root() {
     command.args([
         "--exact",
         "a_hostile_cluster_is_recovered_alone_asked_and_dumped",
+        "a_root_is_read_only_but_for_what_it_is_told",
+        "a_kernel_without_mount_setattr_restricts_each_mount_by_itself",
         "--nocapture",
     ]);
     command.current_dir("/").env_remove("TMPDIR");
@@ -439,7 +530,7 @@ fn the_same_works_without_root() {
     let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned()
         + &String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    assert!(output.status.success() && said.contains("3 passed"), "{said}");
 }
 
 #[test]

@@ -85,7 +85,7 @@ pub struct InstanceReady {
     pub recovery_end: RecoveryEnd,
     /// The server's version, such as `15.18`.
     pub server_version: String,
-    /// How the instance is kept alone: `network namespace` or why it is by configuration only.
+    /// How the instance is kept alone, in words: `isolated in a root of its own`.
     pub isolation: String,
     /// The selected databases, in the order of the request.
     pub databases: Vec<SelectedDatabase>,

@@ -161,11 +161,11 @@ fn a_check_tells_errors_last() {
         ..CheckReport::default()
     };
     report.error("target `/o` is not empty", Some("name another directory".into()));
-    report.warning("isolated by configuration only", None);
+    report.warning("the repository is older than a day", None);
     let want = "\
 backup X; recovering to the end of the backup
 ok: PostgreSQL 15.18 in /usr/lib/postgresql/15/bin
-warning: isolated by configuration only
+warning: the repository is older than a day
 error: target `/o` is not empty
   remedy: name another directory
 1 error would refuse the export.

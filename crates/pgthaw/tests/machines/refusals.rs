@@ -154,7 +154,8 @@ fn a_forced_command_is_enough() {
     let (_, err) = machines.expect(1, &swapped);
     assert!(err.contains("may not be used for that"), "{err}");
     // Another build does not even begin.
-    machines.host("staging").script("echo >> /usr/local/bin/pgthaw");
+    // The process that has just refused may be about to end.
+    machines.host("staging").script("until echo >> /usr/local/bin/pgthaw; do sleep 0.1; done");
     let other = ["export", machines.repository(), "-d", "crm", "--staging", "dba@staging"];
     let (_, err) = machines.expect(1, &[&other[..], &["--to", "elsewhere"]].concat());
     assert!(err.contains("dba@staging: ") && err.contains(" is another build than"), "{err}");

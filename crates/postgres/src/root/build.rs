@@ -6,13 +6,13 @@
 
 use std::ffi::{CStr, CString, OsString};
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
@@ -55,9 +55,10 @@ pub fn build(steps: &[Step]) -> Result<(), BuildError> {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private).map_err(failed("make all mounts private"))?;
     let opened = steps.iter().map(open).collect::<Result<Vec<_>, _>>()?;
-    // The last look at the old root's /proc; what it shows later are the mounts of then.
-    let mut mounts =
-        File::open("/proc/self/mountinfo").map_err(failed("open `/proc/self/mountinfo`"))?;
+    // The old root's /proc: the new root may have none. Each look at it opens the list of mounts anew, because a list that is
+    // open belongs to the root of then.
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let proc = rustix::fs::open("/proc", flags, Mode::empty()).map_err(failed("open `/proc`"))?;
     become_empty()?;
     // Whatever umask we have: the account inside must get through to its own.
     let umask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
@@ -66,8 +67,15 @@ pub fn build(steps: &[Step]) -> Result<(), BuildError> {
         if let (Step::Bind { path, access, .. }, Some(Opened { restricted: false, .. })) =
             (step, source)
         {
-            remount(&mut mounts, path, forbidden(*access))
+            remount(&proc, path, forbidden(*access))
                 .map_err(failed(format!("restrict what may be done in `{}`", path.display())))?;
+        }
+    }
+    for step in steps {
+        if let Step::Temporary { path, writable: false, .. } = step {
+            let flags = MountFlags::BIND | flags_of(forbidden(Access::Run));
+            rustix::mount::mount_remount(path, flags, "")
+                .map_err(failed(format!("make `{}` read-only", path.display())))?;
         }
     }
     rustix::process::umask(umask);
@@ -253,17 +261,23 @@ fn set_attributes(
 
 /// The same for older kernels: each mount at or below `path` by itself, because a `bind,remount,ro` of the uppermost one
 /// leaves those below it writable.
-fn remount(mounts: &mut File, path: &Path, forbidden: MountAttrFlags) -> io::Result<()> {
-    let mut text = Vec::new();
-    mounts.seek(SeekFrom::Start(0))?;
-    mounts.read_to_end(&mut text)?;
+fn remount(proc: &OwnedFd, path: &Path, forbidden: MountAttrFlags) -> io::Result<()> {
+    let (mut text, flags) = (Vec::new(), OFlags::RDONLY | OFlags::CLOEXEC);
+    let mounts = rustix::fs::openat(proc, "self/mountinfo", flags, Mode::empty())?;
+    File::from(mounts).read_to_end(&mut text)?;
+    let mut found = false;
     for (at, flags) in text.split(|byte| *byte == b'\n').filter_map(mounted) {
         if at.starts_with(path) {
             let flags = MountFlags::BIND | flags | flags_of(forbidden);
             rustix::mount::mount_remount(&at, flags, "")?;
+            found |= at == path;
         }
     }
-    Ok(())
+    match found {
+        true => Ok(()),
+        // nothing was restricted: the program must not run there
+        false => Err(io::Error::other("the kernel does not list it among the mounts")),
+    }
 }
 
 /// Reads a line of `/proc/PID/mountinfo` (proc(5)): the mountpoint, and the flags that a remount must not drop.

@@ -10,9 +10,14 @@ use super::layout::{Child, Children};
 use crate::binaries::Binaries;
 use crate::os_user::OsUser;
 
-/// Where every Linux keeps programs and libraries; with merged `/usr` most are links.
-const SYSTEM: [&str; 8] =
-    ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/libexec"];
+/// Where every Linux keeps programs, libraries and what belongs to them; at the top most are links with merged `/usr`. Nothing
+/// else of `/usr` is shown: somebody's cluster may lie in `/usr/local/pgsql/data`.
+#[rustfmt::skip]
+const SYSTEM: [&str; 21] = [
+    "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/libexec",
+    "/usr/bin", "/usr/sbin", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/libx32", "/usr/libexec", "/usr/share",
+    "/usr/local/bin", "/usr/local/sbin", "/usr/local/lib", "/usr/local/lib64", "/usr/local/libexec", "/usr/local/share",
+];
 
 /// Files and directories outside of those that programs read at every start, or that languages in a database need.
 /// Nobody's secrets are among them: `/etc/ssl` holds private keys, so only OpenSSL's settings are shown.
@@ -37,10 +42,10 @@ type ReadDirectory = dyn Fn(&Path) -> io::Result<Children>;
 
 /// What this machine offers, and how to ask about the rest.
 pub struct Host {
-    /// Links at the top, with their destinations: `/bin` to `usr/bin`.
+    /// Links among the system's directories, with their destinations: `/bin` to `usr/bin`.
     pub links: Vec<(PathBuf, PathBuf)>,
-    /// Directories of programs and libraries; none lies in another.
-    pub programs: Vec<PathBuf>,
+    /// Directories of programs and libraries, and single libraries, with whether each is a directory; none lies in another.
+    pub programs: Vec<(PathBuf, bool)>,
     /// Further files, and whether each is a directory.
     pub files: Vec<(PathBuf, bool)>,
     /// Whether a path is a directory, links followed.
@@ -61,18 +66,24 @@ impl Host {
                 Err(_) => {}
             }
         }
-        let within = |trees: &BTreeSet<PathBuf>, path: &Path| {
-            path.ancestors().any(|above| trees.contains(above))
-                || links.iter().any(|(link, _)| path.starts_with(link))
+        let (directories, libraries) = match binaries {
+            Some(binaries) => programs(binaries, libraries, user),
+            None => (Vec::new(), Vec::new()),
         };
-        let found = binaries.map(|binaries| programs(binaries, libraries, user));
-        for directory in found.into_iter().flatten() {
-            if !within(&trees, &directory) && directory.is_dir() {
-                trees.insert(directory);
+        let mut programs: Vec<PathBuf> = Vec::new();
+        // Parents come first in this order.
+        trees.extend(directories.into_iter().filter(|path| path.is_dir()));
+        trees.extend(libraries.into_iter().filter(|path| path.is_file()));
+        for path in trees {
+            let shown = |above: &Path| {
+                programs.iter().any(|shown| shown == above)
+                    || links.iter().any(|(link, _)| link == above)
+            };
+            if !path.ancestors().any(shown) {
+                programs.push(path);
             }
         }
-        let programs: Vec<PathBuf> =
-            trees.iter().filter(|tree| !within(&without(&trees, tree), tree)).cloned().collect();
+        let programs = programs.into_iter().map(|path| (path.clone(), path.is_dir())).collect();
         let files = FILES.iter().map(PathBuf::from).filter(|path| path.exists());
         let files = files.map(|path| (path.clone(), path.is_dir())).collect();
         Self {
@@ -83,10 +94,6 @@ impl Host {
             children: Box::new(children),
         }
     }
-}
-
-fn without(trees: &BTreeSet<PathBuf>, one: &Path) -> BTreeSet<PathBuf> {
-    trees.iter().filter(|tree| tree.as_path() != one).cloned().collect()
 }
 
 fn children(directory: &Path) -> io::Result<Children> {
@@ -104,38 +111,41 @@ fn children(directory: &Path) -> io::Result<Children> {
     fs::read_dir(directory)?.map(entry).collect()
 }
 
-/// Returns the directories that PostgreSQL's programs and `libraries` are read from, as far as they lie outside of what
-/// every Linux has.
-fn programs(binaries: &Binaries, libraries: &[&str], user: Option<&OsUser>) -> Vec<PathBuf> {
-    let mut found = vec![binaries.directory.clone()];
-    found.extend(binaries.directory.canonicalize());
-    let outside = |path: &Path| !SYSTEM.iter().any(|system| path.starts_with(system));
-    let servers = [&binaries.postgres, &binaries.pg_dump, &binaries.pg_dumpall];
-    for program in servers.into_iter().filter_map(|program| program.canonicalize().ok()) {
-        found.extend(program.parent().map(Path::to_owned));
+/// Returns the directories that PostgreSQL's programs are read from, and the single libraries that they and `libraries` load, as
+/// far as they lie outside of what every Linux has.
+fn programs(
+    binaries: &Binaries,
+    libraries: &[&str],
+    user: Option<&OsUser>,
+) -> (Vec<PathBuf>, Vec<PathBuf>) {
+    let outside = |path: &PathBuf| {
+        path.is_absolute() && !SYSTEM.iter().any(|system| path.starts_with(system))
+    };
+    let (mut directories, mut files) = (vec![binaries.directory.clone()], Vec::new());
+    directories.extend(binaries.directory.canonicalize());
+    let programs = [&binaries.postgres, &binaries.pg_dump, &binaries.pg_dumpall];
+    for program in programs.into_iter().filter_map(|program| program.canonicalize().ok()) {
+        directories.extend(program.parent().map(Path::to_owned));
         if outside(&program) {
-            found.extend(loaded_by(&program, user));
+            files.extend(loaded_by(&program, user));
         }
     }
-    let mut own = Vec::new();
-    for directory in found.iter().filter(|directory| outside(directory)) {
-        own.extend(installation(directory, binaries.major.number(), user));
-    }
-    found.extend(own);
+    let own = directories.iter().filter(|directory| outside(directory));
+    let own: Vec<PathBuf> =
+        own.flat_map(|directory| installation(directory, binaries.major.number(), user)).collect();
+    directories.extend(own);
     for library in libraries.iter().filter(|library| library.starts_with('/')) {
-        let path = PathBuf::from(library);
-        for path in [path.clone(), path.with_extension("so")] {
-            if let Ok(real) = path.canonicalize() {
-                found.extend(path.parent().map(Path::to_owned));
-                found.extend(real.parent().map(Path::to_owned));
-                found.extend(loaded_by(&real, user));
+        // PostgreSQL tries a name as it is and with the suffix of libraries (dfmgr.c)
+        for path in [PathBuf::from(library), PathBuf::from(format!("{library}.so"))] {
+            if path.is_file() {
+                files.extend(loaded_by(&path, user));
+                files.push(path);
             }
         }
     }
-    found.retain(|path| path.is_absolute() && path.as_path() != Path::new("/") && outside(path));
-    found.sort();
-    found.dedup();
-    found
+    directories.retain(|path| outside(path) && path.as_path() != Path::new("/"));
+    files.retain(outside);
+    (directories, files)
 }
 
 /// Returns the directories of libraries and shared files of an installation whose programs lie in `directory`. It may
@@ -163,7 +173,7 @@ fn installation(directory: &Path, major: u32, user: Option<&OsUser>) -> Vec<Path
     guessed
 }
 
-/// Returns the directories that the loader names for `file`, a program or a library.
+/// Returns the libraries that the loader names for `file`, a program or a library.
 fn loaded_by(file: &Path, user: Option<&OsUser>) -> Vec<PathBuf> {
     // glibc's and musl's loaders list what they would load instead of running the program (ld.so(8))
     let mut trace = Command::new(file);
@@ -175,13 +185,7 @@ fn loaded_by(file: &Path, user: Option<&OsUser>) -> Vec<PathBuf> {
         list.arg("--list").arg(file);
         ask(list, user)
     });
-    let listed = listed.unwrap_or_default();
-    let mut found = Vec::new();
-    for path in named(&listed) {
-        found.extend(path.parent().map(Path::to_owned));
-        found.extend(path.canonicalize().ok().and_then(|real| real.parent().map(Path::to_owned)));
-    }
-    found
+    named(&listed.unwrap_or_default())
 }
 
 /// Reads the loader's list: `libx.so => /path/libx.so (0x…)` or `/lib64/ld-linux.so (0x…)`.

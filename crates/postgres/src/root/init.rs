@@ -29,6 +29,9 @@ use super::{Program, Report, RootPlan, handed_over, surface};
 /// the most; `proc(5)`, `oom_score_adj`).
 const FIRST_OUT_OF_MEMORY: &str = "500";
 
+/// Descriptors that are closed one by one where the kernel cannot close a range of them.
+const MOST_DESCRIPTORS: i32 = 1 << 16;
+
 /// Runs as the helper; `numbers` are the descriptors of the plan and of the report.
 pub fn run(numbers: &[String]) -> ExitCode {
     let taken = match numbers {
@@ -362,7 +365,13 @@ fn close_all_but(kept: &[i32]) {
     for number in kept.into_iter().chain([i32::MAX]) {
         if number > from {
             // SAFETY: nothing in this process uses these descriptors any more.
-            unsafe { libc::syscall(libc::SYS_close_range, from, number - 1, 0) };
+            let closed = unsafe { libc::syscall(libc::SYS_close_range, from, number - 1, 0) };
+            // before Linux 5.9, one by one; nobody has more than this
+            let last = if closed == 0 { from } else { number.min(MOST_DESCRIPTORS) };
+            for number in from..last {
+                // SAFETY: as above.
+                unsafe { libc::close(number) };
+            }
         }
         from = number.saturating_add(1);
     }

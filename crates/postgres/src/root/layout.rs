@@ -68,6 +68,8 @@ pub enum Step {
         mode: u32,
         /// It covers a directory that is there.
         exists: bool,
+        /// It stays writable once everything is in its place.
+        writable: bool,
     },
     /// A symbolic link.
     Link {
@@ -215,7 +217,7 @@ fn system(host: &Host, account: &Account) -> BTreeMap<PathBuf, Step> {
     add(Step::Processes("/proc".into()));
     for (path, bytes) in [("/tmp", TEMPORARY_BYTES), ("/dev/shm", TEMPORARY_BYTES / 4)] {
         let (path, files, mode) = (path.into(), TEMPORARY_FILES, 0o1777);
-        add(Step::Temporary { path, bytes, files, mode, exists: false });
+        add(Step::Temporary { path, bytes, files, mode, exists: false, writable: true });
     }
     for device in ["null", "zero", "full", "random", "urandom"] {
         add(bind(&Path::new("/dev").join(device), Access::Device, false, false));
@@ -239,8 +241,8 @@ fn system(host: &Host, account: &Account) -> BTreeMap<PathBuf, Step> {
     for (path, to) in &host.links {
         add(Step::Link { path: path.clone(), to: to.clone() });
     }
-    for tree in &host.programs {
-        add(bind(tree, Access::Run, true, false));
+    for (path, directory) in &host.programs {
+        add(bind(path, Access::Run, *directory, false));
     }
     for (path, directory) in &host.files {
         add(bind(path, Access::Read, *directory, false));
@@ -389,6 +391,7 @@ impl Tree<'_> {
             files: TEMPORARY_FILES,
             mode: 0o755,
             exists: !matches!(self.nodes.get(parent), Some(Step::Bind { .. })),
+            writable: false,
         };
         self.nodes.insert(parent.into(), cover);
         Ok(())
@@ -415,13 +418,14 @@ pub type Children = Vec<(OsString, Child)>;
 mod tests {
     use super::*;
 
-    /// A machine with merged `/usr` that has `/usr/local/bin` and programs in `/opt/pg/bin`.
+    /// A machine with merged `/usr` that has `/usr/share/bin` and programs in `/opt/pg/bin`.
     fn host() -> Host {
         let directories = [
             "/",
             "/usr",
-            "/usr/local",
-            "/usr/local/bin",
+            "/usr/lib",
+            "/usr/share",
+            "/usr/share/bin",
             "/opt/pg/bin",
             "/run/media/s",
             "/w/i",
@@ -429,11 +433,15 @@ mod tests {
         ];
         Host {
             links: vec![("/lib".into(), "usr/lib".into())],
-            programs: vec!["/usr".into(), "/opt/pg/bin".into()],
+            programs: vec![
+                ("/usr/lib".into(), true),
+                ("/usr/share".into(), true),
+                ("/opt/pg/bin".into(), true),
+            ],
             files: vec![("/etc/ld.so.cache".into(), false)],
             is_directory: Box::new(move |path| directories.iter().any(|at| Path::new(at) == path)),
             children: Box::new(|path| match path.to_str() {
-                Some("/usr/local") => Ok(vec![
+                Some("/usr/share") => Ok(vec![
                     ("bin".into(), Child::Directory),
                     ("man".into(), Child::Link("share/man".into())),
                     ("pipe".into(), Child::Other),
@@ -489,7 +497,7 @@ mod tests {
     #[test]
     fn a_parent_comes_before_what_lies_in_it() {
         let (steps, _) =
-            laid_out(&[(1, "/srv/a"), (2, "/srv/a/b"), (3, "/usr/local/pg/ts")]).unwrap();
+            laid_out(&[(1, "/srv/a"), (2, "/srv/a/b"), (3, "/usr/share/pg/ts")]).unwrap();
         for (number, step) in steps.iter().enumerate() {
             let earlier = steps[..number].iter().any(|other| other.path().starts_with(step.path()));
             assert!(!earlier, "{step:?}");
@@ -528,22 +536,23 @@ mod tests {
 
     #[test]
     fn a_place_is_made_among_programs() {
-        let (steps, _) = laid_out(&[(7, "/usr/local/pg/ts")]).unwrap();
-        assert!(matches!(at(&steps, "/usr/local"), Some(Step::Temporary { exists: true, .. })));
-        assert!(matches!(at(&steps, "/usr/local/bin"), Some(Step::Bind { directory: true, .. })));
-        assert!(matches!(at(&steps, "/usr/local/man"), Some(Step::Link { .. })));
-        assert_eq!(at(&steps, "/usr/local/pipe"), None);
-        assert!(matches!(at(&steps, "/usr/local/pg/ts"), Some(Step::Bind { exists: false, .. })));
+        let (steps, _) = laid_out(&[(7, "/usr/share/pg/ts")]).unwrap();
+        assert!(matches!(at(&steps, "/usr/share"), Some(Step::Temporary { writable: false, .. })));
+        assert!(matches!(at(&steps, "/usr/share/bin"), Some(Step::Bind { directory: true, .. })));
+        assert!(matches!(at(&steps, "/usr/share/man"), Some(Step::Link { .. })));
+        assert_eq!(at(&steps, "/usr/share/pipe"), None);
+        assert!(matches!(at(&steps, "/usr/share/pg/ts"), Some(Step::Bind { exists: false, .. })));
         // a directory that is there is only covered
-        let (steps, _) = laid_out(&[(7, "/usr/local/bin")]).unwrap();
-        assert!(matches!(at(&steps, "/usr/local/bin"), Some(Step::Bind { exists: true, .. })));
+        let (steps, _) = laid_out(&[(7, "/usr/share/bin")]).unwrap();
+        assert!(matches!(at(&steps, "/usr/share/bin"), Some(Step::Bind { exists: true, .. })));
     }
 
     #[test]
     fn a_location_in_the_way_is_refused_by_name() {
         for (path, want) in [
             ("/", "lies below that"),
-            ("/usr", "that very path"),
+            ("/usr", "lies below that"),
+            ("/usr/lib", "that very path"),
             ("/run", "`/run/media/s`"),
             ("/w", "`/w/i`"),
             ("/opt", "`/opt/pg/bin`"),
@@ -552,7 +561,7 @@ mod tests {
             ("/proc/ts", "`/proc` is no directory"),
             ("/lib/ts", "`/lib` is no directory"),
             ("/run/media/s/data/ts", "`/run/media/s` is no directory"),
-            ("/usr/new", "too many"),
+            ("/usr/lib/new", "too many"),
         ] {
             let error = laid_out(&[(7, path)]).unwrap_err();
             let text = error.to_string();

@@ -7,8 +7,19 @@
 
 use std::io;
 
-/// Processes and threads that an instance may have beyond its connections: a fork bomb meets this.
+/// Processes and threads that may run inside: a fork bomb meets this. An instance has one per connection and a dozen beside.
 pub const PROCESSES: u64 = 512;
+
+// Newer calls, which have the same numbers on all architectures (include/uapi/asm-generic/unistd.h).
+const STATMOUNT: libc::c_long = 457;
+const LISTMOUNT: libc::c_long = 458;
+const OPEN_TREE_ATTR: libc::c_long = 467;
+
+/// Calls that only processors of the PC have: its ports, and other kinds of segments.
+#[cfg(target_arch = "x86_64")]
+const REFUSED_HERE: &[libc::c_long] = &[libc::SYS_iopl, libc::SYS_ioperm, libc::SYS_modify_ldt];
+#[cfg(not(target_arch = "x86_64"))]
+const REFUSED_HERE: &[libc::c_long] = &[];
 
 /// Calls that answer EPERM. `clone` and `socket` are looked at by their arguments.
 #[rustfmt::skip]
@@ -29,6 +40,8 @@ const REFUSED: &[libc::c_long] = &[
     // the machine
     libc::SYS_acct, libc::SYS_swapon, libc::SYS_swapoff, libc::SYS_reboot, libc::SYS_kexec_load,
     libc::SYS_init_module, libc::SYS_finit_module, libc::SYS_delete_module, libc::SYS_syslog,
+    libc::SYS_kexec_file_load, libc::SYS_lookup_dcookie, libc::SYS_migrate_pages,
+    STATMOUNT, LISTMOUNT, OPEN_TREE_ATTR,
     libc::SYS_settimeofday, libc::SYS_clock_settime, libc::SYS_clock_adjtime, libc::SYS_adjtimex,
     libc::SYS_sethostname, libc::SYS_setdomainname, libc::SYS_vhangup, libc::SYS_personality,
 ];
@@ -90,7 +103,7 @@ fn filter() -> Vec<libc::sock_filter> {
         unless(AT_LEAST, OTHER_ABI, 1),
         refuse(libc::EPERM),
     ];
-    for call in REFUSED {
+    for call in REFUSED.iter().chain(REFUSED_HERE) {
         program.extend([unless(EQUAL, number(*call), 1), refuse(libc::EPERM)]);
     }
     // its flags lie in memory, where they cannot be judged: the C library goes on with `clone`

@@ -267,7 +267,7 @@ fn says_what_is_well() {
         "1 database of 2.0 GB to export",
         "PostgreSQL 15.18 in /usr/lib/postgresql/15/bin",
         "FUSE can be used with fusermount3",
-        "the instance will be isolated by an empty network namespace in a user namespace",
+        "PostgreSQL will be isolated in a root of its own, in a user namespace",
         "work directory `/var/tmp`",
         "dump directory `/var/tmp`",
         "target `/srv/monday` will be made",
