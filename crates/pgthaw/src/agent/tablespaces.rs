@@ -22,6 +22,10 @@ use super::Agent;
 use crate::internal::wal::WalTablespace;
 use crate::wire::BackupTablespace;
 
+/// The directory of the mount that holds those of the tablespaces that replay makes. They begin empty, whatever the backup holds of
+/// such a tablespace: replay makes all of it (12 to 14 remove what is there), and a base backup may hold a link of it that was copied
+/// as it was, and that leads to the original's live directory.
+const REPLAYED: &str = "replayed";
 /// WAL of more bytes than this is worth a line in the log.
 const WORTH_A_LINE: u64 = 256 << 20;
 
@@ -67,7 +71,7 @@ fn prepare_blocking(
     plan.locations = locations(&outside, mountpoint);
     let links = outside.iter().map(|link| (link.oid, link.location.clone())).collect();
     let mut directories: Vec<String> =
-        outside.iter().map(|link| format!("tablespaces/{}", link.oid)).collect();
+        outside.iter().map(|link| format!("{REPLAYED}/{}", link.oid)).collect();
     let nested = plan
         .directories_in_mount()
         .map_err(|err| Failure::new(err.to_string()).hint(err.hint()))?;
@@ -98,7 +102,7 @@ fn locations(links: &[&WalTablespace], mountpoint: &Path) -> Vec<Location> {
     let location = |(location, link): (PathBuf, &WalTablespace)| Location {
         oid: link.oid,
         location,
-        directory: mountpoint.join("tablespaces").join(link.oid.to_string()),
+        directory: mountpoint.join(REPLAYED).join(link.oid.to_string()),
     };
     by_path.into_iter().map(location).collect()
 }
@@ -146,9 +150,9 @@ mod tests {
             .map(|l| (l.oid, l.location.to_str().unwrap(), l.directory.to_str().unwrap()))
             .collect();
         let want = [
-            (2, "/srv/a", "/mnt/tablespaces/2"),
-            (4, "/srv/b", "/mnt/tablespaces/4"),
-            (5, "/srv/c", "/mnt/tablespaces/5"),
+            (2, "/srv/a", "/mnt/replayed/2"),
+            (4, "/srv/b", "/mnt/replayed/4"),
+            (5, "/srv/c", "/mnt/replayed/5"),
         ];
         assert_eq!(found, want);
     }
