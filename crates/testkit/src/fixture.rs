@@ -1,42 +1,45 @@
 //! Ready-made backups of a [`Scale::Tiny`] cluster, built once and kept between test runs.
 //!
-//! Tests run in processes of their own, so what they share lies on disk: below `PGTHAW_TEST_CACHE` (default
-//! `/var/tmp`), rebuilt when what it is made from changes. Nobody may write into it.
+//! The cluster they were made of stays where it was, stopped: an export that takes a path of the backup for one of this
+//! machine meets it there.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use crate::cluster::{Cluster, ClusterOptions, ODD_NAME, Scale};
 use crate::fingerprint::{Fingerprint, fingerprint};
+use crate::kept::Kept;
 use crate::pg_basebackup::{BaseBackup, BaseBackupOptions, WalMethod};
 use crate::pgbackrest::{BackupOptions, BackupType, PgBackRest};
-use crate::server::postgres_programs;
 use crate::tree::{chown_tree, copy_tree};
-use crate::user::{User, run};
+use crate::user::User;
 
-/// All that decides what the backups look like.
-const MADE_FROM: [&str; 11] = [
-    include_str!("../sql/globals.sql"),
-    include_str!("../sql/sales.sql"),
-    include_str!("../sql/crm.sql"),
-    include_str!("../sql/warehouse.sql"),
-    include_str!("../sql/odd_names.sql"),
-    include_str!("../sql/hostile.sql"),
-    include_str!("cluster.rs"),
-    include_str!("fixture.rs"),
-    include_str!("pg_basebackup.rs"),
-    include_str!("pgbackrest.rs"),
-    include_str!("traffic.rs"),
-];
+/// The fixture, with all that decides what the backups look like.
+const KEPT: Kept = Kept {
+    name: "tk-fixture",
+    made_from: &[
+        include_str!("../sql/globals.sql"),
+        include_str!("../sql/sales.sql"),
+        include_str!("../sql/crm.sql"),
+        include_str!("../sql/warehouse.sql"),
+        include_str!("../sql/odd_names.sql"),
+        include_str!("../sql/hostile.sql"),
+        include_str!("cluster.rs"),
+        include_str!("fixture.rs"),
+        include_str!("pg_basebackup.rs"),
+        include_str!("pgbackrest.rs"),
+        include_str!("traffic.rs"),
+    ],
+};
 
 /// Backups of one cluster with everything in [`ClusterOptions`], taken under traffic by the real tools.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Fixture {
+    /// Where the cluster was that the backups were made of: it is still there, stopped, as `pgdata` and `ts_sales`.
+    pub cluster: PathBuf,
     /// What every backup holds of each database, without what the traffic moved.
     pub expected: BTreeMap<String, Fingerprint>,
     /// A pgBackRest repository: full, diff and incr, all lz4, WAL too.
@@ -81,28 +84,12 @@ impl Fixture {
 
     /// Returns the fixture, building it first (about a minute) where there is none yet.
     pub fn get() -> Self {
-        let cache =
-            std::env::var_os("PGTHAW_TEST_CACHE").map_or_else(|| "/var/tmp".into(), PathBuf::from);
-        let prefix = format!("tk-fixture-{}-", User::current().uid);
-        let lock =
-            File::create(cache.join(format!("{prefix}lock"))).expect("lock file of the fixture");
-        rustix::fs::flock(&lock, FlockOperation::LockExclusive).expect("lock of the fixture");
-        let dir = cache.join(format!("{prefix}{}", key()));
-        let done = dir.join("fixture.json");
-        if let Ok(text) = fs::read(&done) {
-            return serde_json::from_slice(&text).expect("written by this function");
-        }
-        for entry in fs::read_dir(&cache).expect("the cache's directory").flatten() {
-            let name = entry.file_name().into_string().unwrap_or_default();
-            if name.starts_with(&prefix) && entry.path().is_dir() {
-                fs::remove_dir_all(entry.path()).expect("an old fixture can be removed");
-            }
-        }
-        fs::create_dir(&dir).expect("directory of the fixture");
-        let fixture = Self::build(&dir);
-        fs::write(&done, serde_json::to_vec_pretty(&fixture).expect("plain data"))
-            .expect("mark of the fixture");
-        fixture
+        KEPT.get(Self::build)
+    }
+
+    /// Returns the fixture if it has been built.
+    pub fn there() -> Option<Self> {
+        KEPT.there()
     }
 
     fn build(dir: &Path) -> Self {
@@ -152,9 +139,11 @@ impl Fixture {
             .into_iter()
             .map(|(name, whole)| (name, whole.without(crate::is_moved_by_traffic)))
             .collect();
-        drop(cluster);
-        fs::remove_dir_all(source).expect("the cluster is stopped");
-        Self { expected, lz4, zst, gz, stream, fetch, bare, wal_archive }
+        // What a server archives while it stops is in no backup.
+        cluster.sql("postgres", "ALTER SYSTEM SET archive_command = 'true'");
+        cluster.sql("postgres", "SELECT pg_reload_conf()");
+        cluster.stop("fast");
+        Self { cluster: source, expected, lz4, zst, gz, stream, fetch, bare, wal_archive }
     }
 }
 
@@ -185,25 +174,4 @@ impl Plain {
         chown_tree(user, to);
         copy
     }
-}
-
-fn key() -> String {
-    let mut hash = Sha256::new();
-    for part in MADE_FROM {
-        hash.update(part);
-    }
-    for mut version in [
-        std::process::Command::new(postgres_programs().join("postgres")),
-        std::process::Command::new("pgbackrest"),
-    ] {
-        hash.update(
-            run(version.arg(if version.get_program() == "pgbackrest" {
-                "version"
-            } else {
-                "--version"
-            }))
-            .stdout,
-        );
-    }
-    hash.finalize()[..6].iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -5,13 +5,15 @@
 //! its own processes by pid and removes its files when it is dropped.
 //!
 //! Start at [`Fixture`] for ready-made repositories, at [`Cluster`] for one of one's own, at [`Lab`] for several
-//! hosts.
+//! hosts, at [`Canaries`] for what no export may touch.
 
+mod canary;
 mod cluster;
 mod fingerprint;
 mod fixture;
 mod fresh;
 mod held_disk;
+mod kept;
 mod lab;
 mod large;
 mod leftovers;
@@ -24,6 +26,7 @@ mod traffic;
 mod tree;
 mod user;
 
+pub use canary::{Canaries, Look, Snapshot};
 pub use cluster::{Cluster, ClusterOptions, ODD_NAME, Scale};
 pub use fingerprint::{Fingerprint, PgbenchSums, fingerprint, is_moved_by_traffic, pgbench_sums};
 pub use fixture::Fixture;

@@ -49,6 +49,9 @@ impl Machines {
         fixture
             .lz4
             .copy_for(&lab.host("mount").user(EXPLORER), &lab.host("mount").path("/home/ann/repo"));
+        // Those of the accounts that an instance may run as.
+        let owners = [("mount", EXPLORER), ("staging", "dba")];
+        lab.place_canaries(&owners, &fixture.cluster.join("ts_sales"));
         Self { lab, fixture, before: RefCell::default() }
     }
 
@@ -156,13 +159,15 @@ impl Machines {
         }
     }
 
-    /// The processes on `host` whose arguments begin with `start`, wherever their program lies.
+    /// The processes on `host` whose arguments begin with `start`, wherever their program lies; not the canaries'.
     pub fn processes(&self, host: &str, start: &str) -> Vec<HostProcess> {
         let begins = |process: &HostProcess| {
             let (program, rest) =
                 process.arguments.split_once(' ').unwrap_or((&process.arguments, ""));
             let name = program.rsplit('/').next().unwrap_or(program);
-            process.arguments.starts_with(start) || format!("{name} {rest}").starts_with(start)
+            let found =
+                process.arguments.starts_with(start) || format!("{name} {rest}").starts_with(start);
+            found && !process.is_canary()
         };
         self.host(host).processes().into_iter().filter(begins).collect()
     }

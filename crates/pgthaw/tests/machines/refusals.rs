@@ -84,7 +84,7 @@ fn what_is_wrong_on_several_machines_is_told_at_once() {
     let machines = Machines::new();
     // A staging server without PostgreSQL, FUSE and room, a target without room.
     machines.host("staging").script(
-        "chmod 0 /usr/lib/postgresql; rm -f /dev/fuse; head -c 20M /dev/zero > /var/tmp/filler",
+        "chmod 0 /usr/lib/postgresql; rm -f /dev/fuse; head -c 19M /dev/zero > /var/tmp/filler",
     );
     machines.host("staging").resize("/var/tmp", 20 << 20);
     machines.host("staging").resize("/tmp", 1 << 20);

@@ -4,11 +4,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use pgthaw_testkit::{
-    Fingerprint, Leftovers, Scratch, User, fingerprint, is_moved_by_traffic, pgbench_sums,
-    postgres_programs, restore_dump_into_fresh_server,
+    Canaries, Fingerprint, Leftovers, Scratch, User, fingerprint, is_moved_by_traffic,
+    pgbench_sums, postgres_programs, restore_dump_into_fresh_server,
 };
 use serde_json::Value;
 
@@ -16,7 +17,13 @@ use serde_json::Value;
 pub struct Pgthaw {
     pub scratch: Scratch,
     pub user: User,
+    /// Production of the account that runs PostgreSQL, from the first command on that could touch it. The test fails when
+    /// this is dropped and something was touched.
+    canaries: OnceLock<Canaries>,
 }
+
+/// Commands that read a backup or start PostgreSQL, or a server that does.
+const WORKS: [&str; 4] = ["export", "check", "retry", "serve"];
 
 impl Pgthaw {
     /// For the account that runs the tests.
@@ -27,7 +34,7 @@ impl Pgthaw {
     /// For `user`, who owns the directory.
     pub fn of(user: User) -> Self {
         let scratch = Scratch::new();
-        let this = Self { scratch, user };
+        let this = Self { scratch, user, canaries: OnceLock::new() };
         this.user.take(this.scratch.path());
         for name in ["state", "work", "dump", "out"] {
             std::fs::create_dir(this.scratch.join(name)).unwrap();
@@ -64,6 +71,9 @@ impl Pgthaw {
 
     /// The command line with these arguments, ready to be started.
     pub fn command(&self, arguments: &[&str]) -> Command {
+        if arguments.first().is_some_and(|first| WORKS.contains(first)) {
+            self.canaries();
+        }
         let mut command = self.user.command(env!("CARGO_BIN_EXE_pgthaw"));
         command
             .args(arguments)
@@ -72,6 +82,14 @@ impl Pgthaw {
             .current_dir("/");
         command.stdin(Stdio::null());
         command
+    }
+
+    /// What no export may touch.
+    pub fn canaries(&self) -> &Canaries {
+        self.canaries.get_or_init(|| {
+            let is_root = self.user.uid == 0;
+            Canaries::start(&if is_root { User::cluster_owner() } else { self.user.clone() })
+        })
     }
 
     /// Runs it to its end.

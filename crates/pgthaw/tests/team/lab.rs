@@ -53,6 +53,8 @@ impl Team {
         let fixture = Fixture::get();
         let backup1 = lab.host("backup1");
         fixture.lz4.copy_for(&backup1.user("dba"), &backup1.path("/home/dba/repo"));
+        let owners = [("backup1", "dba"), ("db-stage", "dba")];
+        lab.place_canaries(&owners, &fixture.cluster.join("ts_sales"));
         // As systemd's RuntimeDirectory= does it.
         backup1.script("mkdir -p /etc/pgthaw && install -d -o dba -m 755 /run/pgthaw");
         std::fs::write(backup1.path("/etc/pgthaw/config.toml"), CONFIGURATION).unwrap();

@@ -21,6 +21,7 @@ use super::floor::{Floor, feed, outside};
 use super::init::Init;
 use super::links::{self, Links};
 use super::plan::HostPlan;
+use crate::canary::is_canary;
 use crate::user::User;
 
 /// A host; its methods panic while it is down.
@@ -49,6 +50,11 @@ pub struct HostProcess {
 }
 
 impl HostProcess {
+    /// Returns whether it belongs to the running cluster of [`crate::Lab::place_canaries`].
+    pub fn is_canary(&self) -> bool {
+        is_canary(&self.arguments)
+    }
+
     /// Sends it a signal; one that has ended by now is no error.
     pub fn signal(&self, signal: Signal) {
         if let Some(pid) = Pid::from_raw(self.pid) {
@@ -224,7 +230,7 @@ impl Host {
     }
 
     /// Makes the host's namespaces and plugs its cables in.
-    fn power_on(&self) {
+    pub(super) fn power_on(&self) {
         let mut state = self.state();
         assert!(state.is_none(), "{} runs already", self.name());
         let mut command = self.floor.enter();
@@ -235,6 +241,11 @@ impl Host {
         let init = Init::start(command.stdin(Stdio::null()));
         self.links.attach(self.number, init.pid());
         *state = Some(init);
+    }
+
+    /// Returns whether it runs.
+    pub(super) fn is_up(&self) -> bool {
+        self.state().is_some()
     }
 
     fn state(&self) -> MutexGuard<'_, Option<Init>> {

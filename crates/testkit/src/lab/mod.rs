@@ -11,6 +11,7 @@
 //! Start at [`Lab`]; a host is [`Host`], what it is made from [`HostPlan`].
 
 mod accounts;
+mod canaries;
 mod floor;
 mod host;
 mod init;
@@ -21,7 +22,7 @@ mod proxy;
 mod sockets;
 mod ssh;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -30,6 +31,7 @@ pub use leftovers::HostLeftovers;
 pub use plan::HostPlan;
 pub use proxy::{Proxy, ProxyOptions};
 
+use canaries::HostCanaries;
 use floor::Floor;
 use links::{Blocked, Links};
 
@@ -51,6 +53,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// ```
 #[derive(Debug)]
 pub struct Lab {
+    canaries: Mutex<Vec<HostCanaries>>,
     hosts: Vec<Host>,
     links: Arc<Links>,
     floor: Arc<Floor>,
@@ -87,7 +90,7 @@ impl Lab {
                 .map(|host| host.join().expect("the host's own words are above"))
                 .collect()
         });
-        let lab = Self { hosts, links, floor };
+        let lab = Self { canaries: Mutex::default(), hosts, links, floor };
         ssh::introduce(&lab.hosts);
         thread::scope(|scope| {
             for host in &lab.hosts {
@@ -156,6 +159,10 @@ impl Lab {
     #[track_caller]
     pub fn bytes(&self, from: &str, to: &str) -> u64 {
         self.links.bytes(self.host(from).number, self.host(to).number)
+    }
+
+    fn canaries(&self) -> MutexGuard<'_, Vec<HostCanaries>> {
+        self.canaries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the pid of the process on which the whole lab depends.

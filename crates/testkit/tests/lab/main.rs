@@ -1,5 +1,6 @@
 //! The lab's own proof: hosts that are apart from each other and from the machine, and go without a trace.
 
+mod canaries;
 mod ends;
 mod hosts;
 mod links;
