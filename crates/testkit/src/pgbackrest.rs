@@ -4,7 +4,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::cluster::Cluster;
 use crate::server::Server;
 use crate::user::{User, run};
 
@@ -50,9 +49,9 @@ pub struct PgBackRest {
 }
 
 impl PgBackRest {
-    /// Makes a repository in `dir/repo` and archives the cluster's WAL into it, compressed by `compress`.
-    /// A cluster archives into one repository at a time.
-    pub fn create(cluster: &Cluster, dir: &Path, stanza: &str, compress: &str) -> Self {
+    /// Makes a repository in `dir/repo` and archives the server's WAL into it, compressed by `compress`.
+    /// A server archives into one repository at a time.
+    pub fn create(cluster: &Server, dir: &Path, stanza: &str, compress: &str) -> Self {
         let owner = cluster.owner().clone();
         for made in [dir.to_owned(), dir.join("repo"), dir.join("log"), dir.join("lock")] {
             fs::create_dir_all(&made)

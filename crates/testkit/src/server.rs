@@ -146,6 +146,25 @@ impl Server {
         command
     }
 
+    /// Archives WAL by `command` from now on (`%p` and `%f` as PostgreSQL replaces them); restarts the server.
+    pub fn archive_with(&self, command: &str) {
+        let command = command.replace('\'', "''");
+        self.sql("postgres", "ALTER SYSTEM SET archive_mode = on");
+        self.sql("postgres", &format!("ALTER SYSTEM SET archive_command = '{command}'"));
+        self.restart();
+    }
+
+    /// Switches to a new WAL segment and waits until all finished ones are archived.
+    pub fn archive_all(&self) {
+        let last = self.sql("postgres", "SELECT pg_walfile_name(pg_switch_wal())");
+        let done = format!("SELECT last_archived_wal >= '{last}' FROM pg_stat_archiver");
+        let end = Instant::now() + Duration::from_secs(60);
+        while self.sql("postgres", &done) != "t" {
+            assert!(Instant::now() < end, "{last} is not archived\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
     /// Returns the data directory.
     pub fn data(&self) -> &Path {
         &self.data

@@ -100,6 +100,14 @@ impl Directory {
         format!("PG_{}_{}", self.major, self.control.catalog_version)
     }
 
+    /// Whether the backup holds files of a tablespace; without a manifest nothing tells.
+    pub(crate) fn has_files_of(&self, oid: u32) -> bool {
+        let start = format!("tablespaces/{oid}/");
+        self.manifest.as_ref().is_none_or(|(manifest, _)| {
+            manifest.files.keys().any(|file| file.as_str().starts_with(&start))
+        })
+    }
+
     /// Fills in an entry of the list.
     ///
     /// # Errors
@@ -141,7 +149,7 @@ impl Directory {
         info.archived_until = self.reach(info, &[archives, wal.unwrap_or_default()]);
         if self.manifest.is_none() {
             let root = Root::open(self.root.path())?;
-            let (tree, _) = tree::walk(root, &self.version_directory())?;
+            let (tree, _) = tree::walk(root, &self.version_directory(), &|_| true)?;
             info.size = tree.files.iter().fold(0, |sum: u64, file| sum.saturating_add(file.size));
         }
         Ok(())

@@ -40,7 +40,10 @@ pub(crate) fn open(
     if location.atomic_snapshot && directory.label.is_some() {
         return Err(SourceError::SnapshotWithLabel { path });
     }
-    let (mut tree, mut objects) = tree::walk(Root::open(&path)?, &directory.version_directory())?;
+    let (mut tree, mut objects) =
+        tree::walk(Root::open(&path)?, &directory.version_directory(), &|oid| {
+            directory.has_files_of(oid)
+        })?;
     compare(&directory, &tree, location.atomic_snapshot)?;
     let mut files = map_files(&directory, &tree, &mut objects)?;
 
@@ -219,7 +222,8 @@ fn tablespaces(directory: &Directory, tree: &Tree) -> Result<Vec<Tablespace>, So
     let tablespace = |(oid, link): &(u32, Option<PathBuf>)| {
         let link_text = link.as_ref().map(|link| link.to_string_lossy().into_owned());
         let location = originals.get(oid).cloned().or(link_text).unwrap_or_default();
-        Tablespace { oid: *oid, name: None, location, mapped: link.clone() }
+        let mapped = link.clone().filter(|_| !tree.unfollowed.contains(oid));
+        Tablespace { oid: *oid, name: None, location, mapped }
     };
     Ok(tree.tablespaces.iter().map(tablespace).collect())
 }

@@ -24,6 +24,8 @@ pub(crate) struct Tree {
     pub files: Vec<Found>,
     /// Tablespaces by OID, with the target of their link; none for a tablespace inside the data directory.
     pub tablespaces: Vec<(u32, Option<PathBuf>)>,
+    /// Those of them whose link was not followed.
+    pub unfollowed: Vec<u32>,
     /// Where the segments lie: root and directory beneath it.
     pub wal: Option<(u32, String)>,
     /// Where a `pg_wal` link leads.
@@ -50,17 +52,31 @@ pub(crate) struct Found {
 /// Walks the data directory `root` and all it links to. `version_directory` is the name of a tablespace's directory
 /// for this cluster, `PG_<major>_<catalog version>`; nothing else of a tablespace's location is looked at.
 ///
+/// Where `has_files` says that the backup has no file of a tablespace, its link is not followed: pg_basebackup copies
+/// links of tablespaces that were made while it ran as they are, so that they lead to the original's live directory.
+///
 /// The objects returned hold nothing but the tree's roots, under the tree's own numbers.
 ///
 /// # Errors
 /// A symlink that leads out, a dead tablespace link, an incremental backup's file, a name that is no UTF-8.
-pub(crate) fn walk(root: Root, version_directory: &str) -> Result<(Tree, Objects), SourceError> {
+pub(crate) fn walk(
+    root: Root,
+    version_directory: &str,
+    has_files: &dyn Fn(u32) -> bool,
+) -> Result<(Tree, Objects), SourceError> {
     let mut objects = Objects::default();
     objects.add_root(&root);
     let mut tree = Tree { roots: vec![root], ..Tree::default() };
     tree.below(0, "", "data")?;
     for (oid, link) in tree.tablespace_links()? {
         let cluster = format!("tablespaces/{oid}");
+        let cluster_directory = format!("{cluster}/{version_directory}");
+        tree.directories.push(cluster_path(&cluster_directory)?);
+        if link.is_some() && !has_files(oid) {
+            tree.unfollowed.push(oid);
+            tree.tablespaces.push((oid, link));
+            continue;
+        }
         let (number, relative) = match &link {
             Some(target) => {
                 let number = tree.link(&format!("pg_tblspc/{oid}"), target, &mut objects)?;
@@ -68,8 +84,6 @@ pub(crate) fn walk(root: Root, version_directory: &str) -> Result<(Tree, Objects
             }
             None => (0, format!("pg_tblspc/{oid}/{version_directory}")),
         };
-        let cluster_directory = format!("{cluster}/{version_directory}");
-        tree.directories.push(cluster_path(&cluster_directory)?);
         match tree.root(number).metadata(&relative).map(|entry| entry.kind) {
             Ok(Kind::Directory) => tree.below(number, &relative, &cluster_directory)?,
             Ok(_) | Err(_) => {
@@ -207,5 +221,34 @@ pub(crate) fn incremental(path: &Path) -> SourceError {
     SourceError::Unsupported {
         object: format!("`{}`", path.display()),
         what: "an incremental pg_basebackup (INCREMENTAL.* files)".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_to_a_tablespace_that_the_backup_does_not_hold_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (data, held, live) =
+            (dir.path().join("data"), dir.path().join("held"), dir.path().join("live"));
+        for (oid, space) in [(1, &held), (2, &live)] {
+            std::fs::create_dir_all(data.join("pg_tblspc")).unwrap();
+            std::fs::create_dir_all(space.join("PG_15_1/5")).unwrap();
+            std::fs::write(space.join("PG_15_1/5/16400"), "rows").unwrap();
+            std::os::unix::fs::symlink(space, data.join(format!("pg_tblspc/{oid}"))).unwrap();
+        }
+        std::os::unix::fs::symlink("/nowhere", data.join("pg_tblspc/3")).unwrap();
+        let (tree, _) = walk(Root::open(&data).unwrap(), "PG_15_1", &|oid| oid == 1).unwrap();
+        let files: Vec<&str> = tree.files.iter().map(|file| file.path.as_str()).collect();
+        assert_eq!(files, ["tablespaces/1/PG_15_1/5/16400"]);
+        assert_eq!(tree.unfollowed, [2, 3]);
+        for oid in [1, 2, 3] {
+            let directory = format!("tablespaces/{oid}/PG_15_1");
+            assert!(tree.directories.iter().any(|at| at.as_str() == directory), "{directory}");
+        }
+        let oids: Vec<u32> = tree.tablespaces.iter().map(|(oid, _)| *oid).collect();
+        assert_eq!(oids, [1, 2, 3]);
     }
 }
