@@ -1,10 +1,11 @@
 # What people type. Each target installs what it needs (Debian 12) and says so; nothing is installed twice.
-.PHONY: help setup demo test test-faults bench bench-mover bench-reads bench-outage dist clean
+.PHONY: help setup demo test test-faults test-walls bench bench-mover bench-reads bench-outage dist clean
 
 help:
 	@echo "make demo   the main job on a sample cluster: back up, export, load, compare"
 	@echo "make test   every test"
 	@echo "make test-faults  every fault at every step of an export over three machines (half an hour; needs root)"
+	@echo "make test-walls  every kind of backup with tablespaces in its WAL, beside production that nothing may touch (some minutes; needs root)"
 	@echo "make bench  bytes and times on a cluster of 4.7 GB (needs 25 GB of disk)"
 	@echo "make bench-mover  delivery to another machine against rsync over ssh, both on this one (needs 10 GB of memory, 5 GB of disk)"
 	@echo "make bench-reads  reads through a mount on a staging server against ssh cat, both on this machine (needs 10 GB of disk)"
@@ -24,6 +25,9 @@ test: setup
 # Prints the table of docs/semantics.md.
 test-faults: setup
 	cargo test --locked --package pgthaw --test machines -- --ignored --nocapture every_fault_at_every_step
+
+test-walls: setup
+	cargo test --locked --package pgthaw --test walls -- --ignored --nocapture every_kind_of_backup
 
 bench: setup
 	@scripts/bench
