@@ -473,6 +473,7 @@ mod tests {
             "--preload",
             "other",
             "--allow-damaged",
+            "--allow-unisolated",
             "--verify-source",
             "--mover-ports",
             "5000-5009",
