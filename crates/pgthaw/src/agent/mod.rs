@@ -31,7 +31,7 @@ mod tablespaces;
 pub mod undo;
 
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -88,9 +88,9 @@ fn work() -> io::Result<()> {
     let assignment: Assignment = serde_json::from_slice(&bytes).map_err(io::Error::other)?;
     let os_user =
         OsUser::for_postgres(assignment.request.os_user.as_deref()).map_err(io::Error::other)?;
+    let _directories = create_directories(&assignment.place, &os_user, &assignment)?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let _directories = create_directories(&assignment.place, &os_user, &assignment)?;
     let view = watch::channel(AgentView::default()).0;
     let remote_target = delivering::remote_target(&assignment, view.clone())?;
     let dump_room =
@@ -162,15 +162,11 @@ fn create_directories(
 
 /// Makes the directories on the way to root's mountpoint. Another session that ends just now may remove the one they share in between.
 fn make_mount_directories(place: &Place) -> io::Result<()> {
-    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
     let make = |directory: &PathBuf| {
         let mode = if *directory == place.mountpoint { 0o700 } else { 0o755 };
-        match std::fs::DirBuilder::new().mode(mode).create(directory) {
+        match make_directory(directory, mode) {
             Err(err) if err.kind() != io::ErrorKind::AlreadyExists => {
                 Err(io::Error::new(err.kind(), format!("make `{}`: {err}", directory.display())))
-            }
-            Ok(()) if mode == 0o755 => {
-                std::fs::set_permissions(directory, PermissionsExt::from_mode(mode))
             }
             _ => Ok(()),
         }
@@ -182,6 +178,16 @@ fn make_mount_directories(place: &Place) -> io::Result<()> {
             made => return made,
         }
     }
+}
+
+/// Makes a directory that has `mode` from its first moment: sessions share it, and one that was killed between making it and opening it
+/// to all would shut out the others for good. The umask belongs to the whole process, which has no other thread yet.
+fn make_directory(directory: &Path, mode: u32) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    let umask = rustix::process::umask(rustix::fs::Mode::empty());
+    let made = std::fs::DirBuilder::new().mode(mode).create(directory);
+    rustix::process::umask(umask);
+    made
 }
 
 /// One session's work on this machine.
