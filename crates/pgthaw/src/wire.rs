@@ -215,7 +215,7 @@ pub struct CleanAnswer {
 pub struct CleanedObject {
     /// The session that made it.
     pub session: String,
-    /// `process`, `mount`, `directory`, `shared memory`.
+    /// `process`, `mount`, `directory`, `shared memory`; `session` for the failed session itself, which is canceled.
     pub kind: String,
     /// Its path, pid or id.
     pub name: String,

@@ -347,11 +347,15 @@ pub fn cleaned(answer: &CleanAnswer, dry_run: bool) -> String {
     if answer.removed.is_empty() && answer.failed.is_empty() {
         return "nothing is left to remove\n".into();
     }
-    let verb = if dry_run { "would remove" } else { "removed" };
+    let (verb, canceled) =
+        if dry_run { ("would remove", "would cancel") } else { ("removed", "canceled") };
     let mut lines: Vec<String> = answer
         .removed
         .iter()
         .map(|object| {
+            if object.kind == "session" {
+                return format!("{canceled} session {}", object.session);
+            }
             format!(
                 "{verb} {} {} of session {}",
                 object.kind,

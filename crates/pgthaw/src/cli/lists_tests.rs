@@ -256,14 +256,16 @@ fn a_log_has_times() {
 fn cleaning_names_every_object() {
     let object =
         CleanedObject { session: "s1".into(), kind: "mount".into(), name: "/run/x".into() };
-    let answer = CleanAnswer { removed: vec![object], failed: vec!["session s2: busy".into()] };
+    let session = CleanedObject { session: "s1".into(), kind: "session".into(), name: "s1".into() };
+    let failed = vec!["session s2: busy".into()];
+    let answer = CleanAnswer { removed: vec![object, session], failed };
     assert_eq!(
         cleaned(&answer, true),
-        "would remove mount /run/x of session s1\nnot removed: session s2: busy\n"
+        "would remove mount /run/x of session s1\nwould cancel session s1\nnot removed: session s2: busy\n"
     );
     assert_eq!(
         cleaned(&answer, false),
-        "removed mount /run/x of session s1\nnot removed: session s2: busy\n"
+        "removed mount /run/x of session s1\ncanceled session s1\nnot removed: session s2: busy\n"
     );
     assert_eq!(cleaned(&CleanAnswer::default(), false), "nothing is left to remove\n");
 }

@@ -357,12 +357,9 @@ async fn clean(client: &Client, arguments: &CleanArguments) -> Answer {
         Output::Json => terminal::print_json(answer),
     };
     let host = arguments.host.as_ref().map(ToString::to_string);
-    let mut interrupted: Vec<Status> = client.get("/v1/interrupted").await?;
-    interrupted
-        .retain(|status| host.is_none() || [&status.staging, &status.target_host].contains(&&host));
     let request = CleanRequest { dry_run: true, host };
     let preview: CleanAnswer = client.post("/v1/clean", &request).await?;
-    if arguments.dry_run || (interrupted.is_empty() && preview.removed.is_empty()) {
+    if arguments.dry_run || preview.removed.is_empty() {
         show(&preview, true)?;
         return Ok(clean_code(&preview));
     }
@@ -376,11 +373,7 @@ async fn clean(client: &Client, arguments: &CleanArguments) -> Answer {
                 "give --yes, or --dry-run to only look",
             ));
         }
-        let question = format!(
-            "Cancel {} and remove this? Nothing of it can be retried then.",
-            text::count(interrupted.len(), "session")
-        );
-        if !terminal::ask(&question) {
+        if !terminal::ask("Do this? None of these sessions can be retried then.") {
             terminal::tell("nothing was removed");
             return Ok(ExitCode::SUCCESS);
         }

@@ -332,6 +332,9 @@ impl RecoveryService {
                 name,
             });
             answer.removed.extend(objects);
+            // A session may have left nothing and still wait for a retry.
+            let (session, kind) = (id.clone(), "session".to_owned());
+            answer.removed.push(CleanedObject { session, kind, name: id.clone() });
             if dry_run {
                 continue;
             }
