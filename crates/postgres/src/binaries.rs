@@ -144,6 +144,26 @@ impl Binaries {
     }
 }
 
+impl Binaries {
+    /// Returns where `library`, named as for `shared_preload_libraries`, was looked for and is not. `None` if it is there, or if
+    /// the installation does not tell where its libraries are.
+    pub fn missing_library(&self, library: &str, user: &OsUser) -> Option<PathBuf> {
+        let path = match library.strip_prefix("$libdir/").unwrap_or(library) {
+            path if path.starts_with('/') => PathBuf::from(path),
+            name => {
+                let mut config = Command::new(self.directory.join("pg_config"));
+                config.arg("--pkglibdir");
+                let directory = PathBuf::from(run(config, user).ok()?.trim_end());
+                directory.is_dir().then(|| directory.join(name))?
+            }
+        };
+        // PostgreSQL tries a name as it is and with the suffix of libraries (dfmgr.c)
+        let mut with_suffix = path.clone().into_os_string();
+        with_suffix.push(".so");
+        (!path.is_file() && !Path::new(&with_suffix).is_file()).then_some(path)
+    }
+}
+
 /// Takes the programs in one directory, or says which of them is wrong.
 fn given(major: Major, directory: &Path, user: &OsUser) -> Result<Binaries, BinariesError> {
     let directory = std::path::absolute(directory).unwrap_or_else(|_| directory.into());

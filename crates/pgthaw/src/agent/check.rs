@@ -92,6 +92,13 @@ fn programs(report: &mut CheckReport, environment: &Environment, task: &CheckTas
                 );
                 report.error(text, Some("name programs built alike with --pg-bin".into()));
             }
+            for (library, path) in &programs.missing_libraries {
+                let text = format!(
+                    "the library {library} of --preload is not there (`{}`)",
+                    path.display()
+                );
+                report.error(text, Some("install the package that brings it".into()));
+            }
         }
         Err(failure) => add_failure(report, failure),
     }

@@ -71,6 +71,8 @@ pub struct Programs {
     pub binaries: Binaries,
     /// The block size they are built for, in bytes, where that can be told.
     pub block_size: Option<u32>,
+    /// Libraries of `--preload` that are not there, and where they were looked for.
+    pub missing_libraries: Vec<(String, PathBuf)>,
 }
 
 /// The locales of the C library.
@@ -204,7 +206,11 @@ fn programs(task: &CheckTask, os_user: Option<&OsUser>) -> Result<Programs, Fail
     let binaries = binaries::find(major, task.request.pg_bin.as_deref(), &user);
     let binaries = binaries.map_err(|err| Failure::new(said(&err)).hint(err.hint()))?;
     let block_size = binaries.build_sizes(&user).ok().map(|sizes| sizes.block_size);
-    Ok(Programs { binaries, block_size })
+    let missing = |library: &String| {
+        binaries.missing_library(library, &user).map(|path| (library.clone(), path))
+    };
+    let missing_libraries = task.request.preload.iter().filter_map(missing).collect();
+    Ok(Programs { binaries, block_size, missing_libraries })
 }
 
 /// Tries whether PostgreSQL can have a root of its own here, by building one.

@@ -173,6 +173,7 @@ fn environment() -> Environment {
                 directory: bin,
             },
             block_size: Some(8192),
+            missing_libraries: Vec::new(),
         }),
         dump_arguments: Ok(()),
         fuse: Fuse {
@@ -393,6 +394,14 @@ fn judges_programs_and_accounts() {
             "sizes not told",
             |e, _| e.programs.as_mut().unwrap().block_size = None,
             Passed("PostgreSQL 15.18"),
+        ),
+        (
+            "a library that is not there",
+            |e, _| {
+                let missing = ("x".to_owned(), "/usr/lib/postgresql/15/lib/x".into());
+                e.programs.as_mut().unwrap().missing_libraries.push(missing);
+            },
+            Error("the library x of --preload is not there (`/usr/lib/postgresql/15/lib/x`)"),
         ),
         (
             "bad -Z",
