@@ -74,8 +74,7 @@ pub fn try_root(
     user: Option<&OsUser>,
 ) -> Result<(), String> {
     let ids = ids_of(user);
-    let account = Account { name: "postgres".into(), uid: ids.0, gid: ids.1 };
-    let laid_out = layout(&Host::look(binaries, &[], user), &View::default(), &account);
+    let laid_out = layout(&Host::look(binaries, &[], user), &View::default(), &Account::of(user));
     let (steps, _) = laid_out.map_err(|error| error.to_string())?;
     let plan = RootPlan { steps, program: None, ids };
     let started = root::start(helper, &plan, "", Streams::null());

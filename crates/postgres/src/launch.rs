@@ -60,7 +60,8 @@ impl Launch<'_> {
     /// # Errors
     /// What could not be started, built or found.
     pub(crate) fn start(self, streams: Streams) -> io::Result<Child> {
-        let environment = self.environment();
+        let account = Account::of(self.os_user);
+        let environment = self.environment(&account.name);
         let Confinement::Root(helper) = self.confinement else {
             let mut command = Command::new(self.program);
             command.args(&self.arguments).env_clear().envs(environment).current_dir(self.directory);
@@ -74,7 +75,7 @@ impl Launch<'_> {
             }
             return process::spawn(command, self.death_signal);
         };
-        let steps = self.steps().map_err(io::Error::other)?.0;
+        let steps = self.steps(&account).map_err(io::Error::other)?.0;
         let program = Program {
             path: self.program.into(),
             arguments: self.arguments,
@@ -86,15 +87,18 @@ impl Launch<'_> {
     }
 
     /// What its root holds, and the directories that must be there in the session's mount before.
-    fn steps(&self) -> Result<(Vec<root::layout::Step>, Vec<PathBuf>), LayoutError> {
-        steps(self.binaries, &self.libraries, self.os_user, &self.view)
+    fn steps(
+        &self,
+        account: &Account,
+    ) -> Result<(Vec<root::layout::Step>, Vec<PathBuf>), LayoutError> {
+        steps(self.binaries, &self.libraries, self.os_user, account, &self.view)
     }
 
     /// Nothing of our caller's environment: no `PG…`, no locale, no library paths.
-    fn environment(&self) -> Vec<(OsString, OsString)> {
-        let (home, name) = match (self.confinement, self.os_user) {
-            (Confinement::Unisolated, Some(user)) => (user.home.clone(), user.name.as_str()),
-            (_, user) => ("/".into(), user.map_or("postgres", |user| &user.name)),
+    fn environment(&self, name: &str) -> Vec<(OsString, OsString)> {
+        let home = match (self.confinement, self.os_user) {
+            (Confinement::Unisolated, Some(user)) => user.home.clone(),
+            _ => "/".into(),
         };
         let fixed: [(&str, OsString); 6] = [
             ("PATH", "/usr/local/bin:/usr/bin:/bin".into()),
@@ -115,11 +119,10 @@ pub(crate) fn steps(
     binaries: &Binaries,
     libraries: &[&str],
     os_user: Option<&OsUser>,
+    account: &Account,
     view: &View,
 ) -> Result<(Vec<root::layout::Step>, Vec<PathBuf>), LayoutError> {
-    let (uid, gid, _) = ids_of(os_user);
-    let name = os_user.map_or("postgres", |user| &user.name).to_owned();
-    layout(&Host::look(Some(binaries), libraries, os_user), view, &Account { name, uid, gid })
+    layout(&Host::look(Some(binaries), libraries, os_user), view, account)
 }
 
 /// What the server's root shows.

@@ -13,7 +13,7 @@ use crate::lsn::{Lsn, SegmentSize};
 use crate::os_user::OsUser;
 use crate::preload::LIBRARIES;
 use crate::root::Confinement;
-use crate::root::layout::{LayoutError, Location};
+use crate::root::layout::{Account, LayoutError, Location};
 
 /// The port in the socket's name. No TCP port is opened, and each instance has a directory of its own.
 pub const PORT: u16 = 5432;
@@ -132,7 +132,8 @@ impl InstancePlan {
         let libraries: Vec<&str> =
             self.preload.iter().map(|preload| preload.library.as_str()).collect();
         let view = crate::launch::server_view(self);
-        crate::launch::steps(&self.binaries, &libraries, self.os_user.as_ref(), &view)
+        let account = Account::of(self.os_user.as_ref());
+        crate::launch::steps(&self.binaries, &libraries, self.os_user.as_ref(), &account, &view)
             .map(|(_, directories)| directories)
     }
 }

@@ -16,6 +16,7 @@ use pgthaw_postgres::inspect;
 use pgthaw_postgres::instance::InstancePlan;
 use pgthaw_postgres::root::Confinement;
 use pgthaw_postgres::root::layout::Location;
+use pgthaw_postgres::wal::location_objection;
 use pgthaw_session::observed::Failure;
 
 use super::Agent;
@@ -56,6 +57,9 @@ fn prepare_blocking(
             "looked through {megabytes} MiB of WAL for tablespaces in {seconds:.1} s"
         ));
     }
+    if let Some(failure) = found.links.iter().find_map(objection) {
+        return Err(failure);
+    }
     let outside: Vec<&WalTablespace> =
         found.links.iter().filter(|link| !link.location.is_empty()).collect();
     if let (Confinement::Unisolated, Some(link)) = (&plan.confinement, outside.first()) {
@@ -85,6 +89,17 @@ fn prepare_blocking(
         mount.provide(directories, links)?;
     }
     Ok((plan, found.links))
+}
+
+/// Returns why no directory can be given to a tablespace.
+fn objection(link: &WalTablespace) -> Option<Failure> {
+    let objection = location_objection(&link.location)?;
+    let location = link.location.escape_ascii();
+    let message = format!(
+        "the backup's WAL makes the tablespace {} at `{location}`, and {objection}",
+        link.oid
+    );
+    Some(Failure::new(message).hint("PostgreSQL makes no such tablespace, so that WAL may have been changed on purpose; an export that ends before it (without --target-latest) may be possible"))
 }
 
 /// Returns which directory of the mount appears at which path. Of several tablespaces that had one location after each other,

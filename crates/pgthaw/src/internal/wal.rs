@@ -6,9 +6,7 @@ use std::io;
 use pgthaw_postgres::control::ControlFile;
 use pgthaw_postgres::label::BackupLabel;
 use pgthaw_postgres::lsn::{Lsn, Segment, segment_name};
-use pgthaw_postgres::wal::{
-    self, ReplayedTablespaces, WalIdentity, location_objection, record_end,
-};
+use pgthaw_postgres::wal::{self, ReplayedTablespaces, WalIdentity, record_end};
 use pgthaw_source::reader::Reader;
 use serde::{Deserialize, Serialize};
 
@@ -95,15 +93,6 @@ impl<'a> BackupWal<'a> {
         });
         let end = walked.map_err(|err| with_causes(&err))?.lsn;
         let links = links.finish().map_err(|err| err.to_string())?;
-        for link in &links {
-            if let Some(objection) = location_objection(&link.location) {
-                return Err(format!(
-                    "it makes the tablespace {} at `{}`, and {objection}",
-                    link.oid,
-                    link.location.escape_ascii()
-                ));
-            }
-        }
         let links = links.into_iter().map(|link| WalTablespace {
             oid: link.oid,
             location: link.location,

@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::layout::{Child, Children};
+use super::layout::{Child, Children, Occupied};
 use crate::binaries::Binaries;
 use crate::os_user::OsUser;
 
@@ -48,8 +49,12 @@ pub struct Host {
     pub programs: Vec<(PathBuf, bool)>,
     /// Further files, and whether each is a directory.
     pub files: Vec<(PathBuf, bool)>,
+    /// Directories and files among them, or in them, that PostgreSQL's programs are read from, by their real paths.
+    pub needed: Vec<PathBuf>,
     /// Whether a path is a directory, links followed.
     pub is_directory: Box<dyn Fn(&Path) -> bool>,
+    /// What is at a path, links not followed.
+    pub occupied: Box<dyn Fn(&Path) -> Occupied>,
     /// What a directory holds.
     pub children: Box<ReadDirectory>,
 }
@@ -66,10 +71,13 @@ impl Host {
                 Err(_) => {}
             }
         }
-        let (directories, libraries) = match binaries {
+        let (mut directories, mut libraries) = match binaries {
             Some(binaries) => programs(binaries, libraries, user),
             None => (Vec::new(), Vec::new()),
         };
+        let needed = directories.iter().chain(&libraries).cloned().collect();
+        directories.retain(|path| outside(path));
+        libraries.retain(|path| outside(path));
         let mut programs: Vec<PathBuf> = Vec::new();
         // Parents come first in this order.
         trees.extend(directories.into_iter().filter(|path| path.is_dir()));
@@ -90,9 +98,26 @@ impl Host {
             links,
             programs,
             files,
+            needed,
             is_directory: Box::new(Path::is_dir),
+            occupied: Box::new(occupied),
             children: Box::new(children),
         }
+    }
+}
+
+/// Whether a path lies outside of what every Linux has.
+fn outside(path: &Path) -> bool {
+    path.is_absolute() && !SYSTEM.iter().any(|system| path.starts_with(system))
+}
+
+fn occupied(path: &Path) -> Occupied {
+    // root of a user namespace above ours is seen as the overflow account (user_namespaces(7))
+    const ROOTS: [u32; 2] = [0, 65_534];
+    match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() && !ROOTS.contains(&meta.uid()) => Occupied::OwnedDirectory,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Occupied::Free,
+        _ => Occupied::System,
     }
 }
 
@@ -111,16 +136,13 @@ fn children(directory: &Path) -> io::Result<Children> {
     fs::read_dir(directory)?.map(entry).collect()
 }
 
-/// Returns the directories that PostgreSQL's programs are read from, and the single libraries that they and `libraries` load, as
-/// far as they lie outside of what every Linux has.
+/// Returns the directories that PostgreSQL's programs are read from, and the single libraries that they and `libraries` load.
+/// Those of an installation in the system's directories are not asked for: they are root's, and shown anyway.
 fn programs(
     binaries: &Binaries,
     libraries: &[&str],
     user: Option<&OsUser>,
 ) -> (Vec<PathBuf>, Vec<PathBuf>) {
-    let outside = |path: &PathBuf| {
-        path.is_absolute() && !SYSTEM.iter().any(|system| path.starts_with(system))
-    };
     let (mut directories, mut files) = (vec![binaries.directory.clone()], Vec::new());
     directories.extend(binaries.directory.canonicalize());
     let programs = [&binaries.postgres, &binaries.pg_dump, &binaries.pg_dumpall];
@@ -143,8 +165,8 @@ fn programs(
             }
         }
     }
-    directories.retain(|path| outside(path) && path.as_path() != Path::new("/"));
-    files.retain(outside);
+    directories.retain(|path| path.is_absolute() && path.parent().is_some());
+    files.retain(|path| path.is_absolute());
     (directories, files)
 }
 
@@ -225,6 +247,22 @@ mod tests {
             named(list),
             [Path::new("/opt/pg 15/lib/libpq.so.5"), Path::new("/lib64/ld-linux-x86-64.so.2")]
         );
+    }
+
+    #[test]
+    fn what_root_owns_is_the_systems_and_what_others_own_is_not() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (file, directory) = (scratch.path().join("file"), scratch.path().join("directory"));
+        fs::write(&file, "").unwrap();
+        fs::create_dir(&directory).unwrap();
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(&directory, Some(1234), None).unwrap();
+        }
+        for path in [Path::new("/usr/lib"), Path::new("/usr/share"), &file] {
+            assert_eq!(occupied(path), Occupied::System, "{path:?}");
+        }
+        assert_eq!(occupied(&directory), Occupied::OwnedDirectory);
+        assert_eq!(occupied(&scratch.path().join("none")), Occupied::Free);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::host::Host;
 use super::path_bytes;
+use crate::os_user::OsUser;
 
 /// The least that a temporary file system of the root may hold, in bytes; PostgreSQL keeps its own temporary files
 /// in the cluster, so little is written here.
@@ -139,6 +140,16 @@ pub struct Account {
     pub gid: u32,
 }
 
+impl Account {
+    /// Returns `user`'s account, or ours. Where ours has no name that can be looked up it is called `postgres`.
+    pub fn of(user: Option<&OsUser>) -> Self {
+        let (uid, gid, _) = super::ids_of(user);
+        let name = user.map(|user| user.name.clone());
+        let name = name.or_else(|| OsUser::current().ok().map(|user| user.name));
+        Self { name: name.unwrap_or_else(|| "postgres".into()), uid, gid }
+    }
+}
+
 /// Why a root cannot be put together.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
@@ -262,6 +273,18 @@ struct Tree<'a> {
     in_mount: Vec<PathBuf>,
 }
 
+/// What is at a path of this machine, in a tree of programs, libraries or files that the root shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Occupied {
+    /// Nothing.
+    Free,
+    /// A directory of an account other than root, as a tablespace's directory always is: PostgreSQL never runs as root, and has to
+    /// change the mode of a tablespace's directory. Nothing of the system is below it.
+    OwnedDirectory,
+    /// A directory of root, or no directory: something there may be needed, by PostgreSQL or by what it loads.
+    System,
+}
+
 /// What is nearest above a path.
 enum Above {
     /// Nothing, or a directory or file system that the root makes: entries can be made there.
@@ -306,13 +329,21 @@ impl Tree<'_> {
             };
             return Err(refused(reason));
         }
+        if let Some(needed) = self.host.needed.iter().find(|needed| needed.starts_with(path)) {
+            return Err(refused(format!("PostgreSQL's programs need `{}` here", needed.display())));
+        }
         let exists = match self.above(path) {
             Above::Made => false,
-            Above::Shown(outside) if (self.host.is_directory)(&outside) => true,
-            Above::Shown(outside) => {
-                self.cover(&outside).map_err(refused)?;
-                false
-            }
+            Above::Shown(outside) => match (self.host.occupied)(&outside) {
+                Occupied::Free => {
+                    self.cover(&outside).map_err(refused)?;
+                    false
+                }
+                Occupied::OwnedDirectory => true,
+                Occupied::System => {
+                    return Err(refused("that belongs to this system here".into()));
+                }
+            },
             Above::Mount(directory) => {
                 self.in_mount.push(directory);
                 true
@@ -439,7 +470,13 @@ mod tests {
                 ("/opt/pg/bin".into(), true),
             ],
             files: vec![("/etc/ld.so.cache".into(), false)],
+            needed: vec!["/usr/share/pg/bin".into()],
             is_directory: Box::new(move |path| directories.iter().any(|at| Path::new(at) == path)),
+            occupied: Box::new(|path| match path.to_str() {
+                Some("/usr/share/ts") => Occupied::OwnedDirectory,
+                Some("/usr/share/bin" | "/usr/share/file") => Occupied::System,
+                _ => Occupied::Free,
+            }),
             children: Box::new(|path| match path.to_str() {
                 Some("/usr/share") => Ok(vec![
                     ("bin".into(), Child::Directory),
@@ -543,8 +580,8 @@ mod tests {
         assert_eq!(at(&steps, "/usr/share/pipe"), None);
         assert!(matches!(at(&steps, "/usr/share/pg/ts"), Some(Step::Bind { exists: false, .. })));
         // a directory that is there is only covered
-        let (steps, _) = laid_out(&[(7, "/usr/share/bin")]).unwrap();
-        assert!(matches!(at(&steps, "/usr/share/bin"), Some(Step::Bind { exists: true, .. })));
+        let (steps, _) = laid_out(&[(7, "/usr/share/ts")]).unwrap();
+        assert!(matches!(at(&steps, "/usr/share/ts"), Some(Step::Bind { exists: true, .. })));
     }
 
     #[test]
@@ -561,6 +598,9 @@ mod tests {
             ("/proc/ts", "`/proc` is no directory"),
             ("/lib/ts", "`/lib` is no directory"),
             ("/run/media/s/data/ts", "`/run/media/s` is no directory"),
+            ("/usr/share/pg", "need `/usr/share/pg/bin`"),
+            ("/usr/share/bin", "belongs to this system"),
+            ("/usr/share/file", "belongs to this system"),
             ("/usr/lib/new", "too many"),
         ] {
             let error = laid_out(&[(7, path)]).unwrap_err();

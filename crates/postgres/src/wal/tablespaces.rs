@@ -104,6 +104,9 @@ pub enum LocationObjection {
     /// A NUL byte, which no path can hold.
     #[error("it holds a NUL byte")]
     Nul,
+    /// Bytes that we could not tell of, nor find in what the server says.
+    #[error("it is not UTF-8")]
+    Encoding,
     /// A part that leads upwards.
     #[error("it contains `..`")]
     Upwards,
@@ -120,12 +123,13 @@ pub enum LocationObjection {
 
 /// Returns why no directory can be made at the location of a tablespace; `None` if one can, and for one in place.
 ///
-/// The path may still contain `.` and empty parts, and any bytes but NUL.
+/// The path may still contain `.` and empty parts, and any characters but NUL.
 pub fn location_objection(location: &[u8]) -> Option<LocationObjection> {
     let parts = || location.split(|byte| *byte == b'/');
     match () {
         () if location.is_empty() => None,
         () if location.contains(&0) => Some(LocationObjection::Nul),
+        () if std::str::from_utf8(location).is_err() => Some(LocationObjection::Encoding),
         () if location[0] != b'/' => Some(LocationObjection::Relative),
         () if location.len() >= LONGEST_PATH => Some(LocationObjection::LongPath),
         () if parts().any(|part| part == b"..") => Some(LocationObjection::Upwards),
@@ -235,6 +239,6 @@ mod tests {
         for (location, want) in cases {
             assert_eq!(location_objection(location.as_bytes()), want, "{location:?}");
         }
-        assert_eq!(location_objection(b"/srv/\xE4\xFF"), None, "no particular encoding");
+        assert_eq!(location_objection(b"/srv/\xE4\xFF"), Some(LocationObjection::Encoding));
     }
 }
