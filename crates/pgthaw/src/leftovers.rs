@@ -21,7 +21,7 @@ use pgthaw_session::session::Place;
 pub use private_directory::{MARKER_FILE, check_parent, create_private_directory};
 pub use shared_memory::record_creator;
 
-use crate::processes::{self, Process, Signal};
+use crate::processes::{self, Owner, Process, Signal};
 use mounts::MountElsewhere;
 use private_directory::Found;
 use shared_memory::{Creator, Segment};
@@ -137,7 +137,7 @@ pub fn remove(place: &Place) -> Cleaning {
 
     let running = running(place, &mut cleaning);
     let creators = creators(place, &running);
-    match processes::end_all(&place.marker, &[], LIMIT) {
+    match processes::end_all(&owner(place), &[], LIMIT) {
         Ok(ended) => {
             ended.ended.iter().for_each(|process| cleaning.add(Kind::Process, process));
             for process in ended.left {
@@ -189,7 +189,7 @@ fn end_mounts_elsewhere(place: &Place, cleaning: &mut Cleaning) {
         for MountElsewhere { mount, holders } in &left {
             mounts::abort(mount); // else who waits for an answer of it does not end
             for process in holders.iter().filter_map(|pid| Process::with_pid(*pid)) {
-                if let Ok(true) = processes::kill(&process, &place.marker, Signal::KILL)
+                if let Ok(true) = processes::kill(&process, &owner(place), Signal::KILL)
                     && !ended.contains(&process.pid)
                 {
                     ended.push(process.pid);
@@ -263,8 +263,13 @@ fn mount_directories(place: &Place) -> Vec<&Path> {
     directories
 }
 
+/// How the session's processes are recognized.
+fn owner(place: &Place) -> Owner {
+    Owner { marker: place.marker.clone(), accounts: place.accounts.clone() }
+}
+
 fn running(place: &Place, cleaning: &mut Cleaning) -> Vec<processes::Process> {
-    processes::find(&place.marker).unwrap_or_else(|error| {
+    processes::find(&owner(place)).unwrap_or_else(|error| {
         cleaning.failed.push(format!("look for processes: {error}"));
         Vec::new()
     })
@@ -317,6 +322,7 @@ mod tests {
             let place = Place {
                 host: None,
                 marker: format!("leftovers-{name}-{}-0123456789", std::process::id()),
+                accounts: vec![rustix::process::geteuid().as_raw()],
                 work_directory: in_scratch("pgthaw-work"),
                 mountpoint: in_scratch("media/pgthaw/session"),
                 mount_directories: vec![in_scratch("media"), in_scratch("media/pgthaw/session")],

@@ -3,16 +3,18 @@
 //! Owns the search through `/proc` and the signals. Leaves it to others to decide when a session's processes
 //! have to end ([`crate::leftovers`], the server, the agent).
 //!
-//! A process belongs to a session when its environment holds `PGTHAW_SESSION=<marker>`, or when it is a
-//! PostgreSQL process whose `cluster_name` is the marker: PostgreSQL's children write their title over their
-//! environment. No other process is ever touched, and a process id alone proves nothing: it is compared with
-//! the start time while a pidfd holds on to it.
+//! A process belongs to a session when it runs as one of the session's accounts, and its environment holds
+//! `PGTHAW_SESSION=<marker>` or it is a PostgreSQL process whose `cluster_name` is the marker's short form: PostgreSQL's
+//! children write their title over their environment. Anybody can show a title and an environment, nobody another account.
+//! No other process is ever touched, and a process id alone proves nothing: it is compared with the start time while a
+//! pidfd holds on to it.
 
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
 
+use pgthaw_postgres::instance::process_title;
 use rustix::io::Errno;
 pub use rustix::process::Signal;
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
@@ -68,6 +70,15 @@ impl Process {
     }
 }
 
+/// How a session's processes are recognized.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    /// The session's marker ([`is_marker`]).
+    pub marker: String,
+    /// The accounts that its processes run as, by user id.
+    pub accounts: Vec<u32>,
+}
+
 /// What [`end_all`] achieved.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ended {
@@ -85,13 +96,14 @@ pub fn is_marker(marker: &str) -> bool {
     (16..=63).contains(&marker.len()) && marker.bytes().all(plain)
 }
 
-/// Returns the running processes of the session with `marker`, without the calling process.
+/// Returns the running processes of `owner`'s session, without the calling process.
 ///
 /// A process that was just started can be missed; whoever needs to know that there is none looks twice.
 ///
 /// # Errors
-/// `/proc` cannot be read, or `marker` is none ([`is_marker`]).
-pub fn find(marker: &str) -> io::Result<Vec<Process>> {
+/// `/proc` cannot be read, or the marker is none ([`is_marker`]).
+pub fn find(owner: &Owner) -> io::Result<Vec<Process>> {
+    let marker = &owner.marker;
     if !is_marker(marker) {
         let text = format!("`{marker}` is no marker of a session");
         return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
@@ -101,7 +113,7 @@ pub fn find(marker: &str) -> io::Result<Vec<Process>> {
         let name = entry?.file_name();
         let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
         if pid != std::process::id()
-            && is_marked(pid, marker)
+            && is_marked(pid, owner)
             && let Some(process) = Process::with_pid(pid)
         {
             found.push(process);
@@ -110,13 +122,13 @@ pub fn find(marker: &str) -> io::Result<Vec<Process>> {
     Ok(found)
 }
 
-/// Sends `signal` to `process` if it still is the one that was found and carries `marker`.
+/// Sends `signal` to `process` if it still is the one that was found and belongs to `owner`'s session.
 ///
 /// Returns whether the signal was sent; a process that is gone is no error.
 ///
 /// # Errors
 /// The process may not be signalled, or the kernel has no pidfds (before Linux 5.3).
-pub fn kill(process: &Process, marker: &str, signal: Signal) -> io::Result<bool> {
+pub fn kill(process: &Process, owner: &Owner, signal: Signal) -> io::Result<bool> {
     let Some(pid) = i32::try_from(process.pid).ok().and_then(Pid::from_raw) else {
         return Ok(false);
     };
@@ -126,7 +138,7 @@ pub fn kill(process: &Process, marker: &str, signal: Signal) -> io::Result<bool>
         Err(errno) => return Err(errno.into()),
     };
     // The pidfd stays with one process; if the process with this id is the right one now, the pidfd is of it.
-    if !is_marked(process.pid, marker) || !process.is_running() {
+    if !is_marked(process.pid, owner) || !process.is_running() {
         return Ok(false);
     }
     match pidfd_send_signal(&pidfd, signal) {
@@ -136,7 +148,7 @@ pub fn kill(process: &Process, marker: &str, signal: Signal) -> io::Result<bool>
     }
 }
 
-/// Ends all processes of the session with `marker` but the calling one and `except`, with SIGKILL, and waits until
+/// Ends all processes of `owner`'s session but the calling one and `except`, with SIGKILL, and waits until
 /// they are gone, for `limit` at most.
 ///
 /// Processes that serve a mount are killed first. What the dying ones start is ended too: the search is repeated
@@ -144,16 +156,16 @@ pub fn kill(process: &Process, marker: &str, signal: Signal) -> io::Result<bool>
 ///
 /// # Errors
 /// As [`find`]; a process that cannot be signalled is no error here but is `left`.
-pub fn end_all(marker: &str, except: &[u32], limit: Duration) -> io::Result<Ended> {
+pub fn end_all(owner: &Owner, except: &[u32], limit: Duration) -> io::Result<Ended> {
     let deadline = Instant::now() + limit;
     let (mut seen, mut looks_without) = (Vec::<Process>::new(), 0);
     let mut rest = Duration::from_millis(2);
     loop {
-        let mut left = find(marker)?;
+        let mut left = find(owner)?;
         left.retain(|process| !except.contains(&process.pid));
         left.sort_by_key(|process| !process.serves_a_mount());
         for process in &left {
-            if let Err(error) = kill(process, marker, Signal::KILL) {
+            if let Err(error) = kill(process, owner, Signal::KILL) {
                 tracing::warn!("cannot end {process}: {error}");
             }
             let same = |other: &Process| {
@@ -173,10 +185,11 @@ pub fn end_all(marker: &str, except: &[u32], limit: Duration) -> io::Result<Ende
     }
 }
 
-/// Returns whether the process `pid` carries `marker`; an unreadable one does not.
+/// Returns whether the process `pid` belongs to `owner`'s session; an unreadable one does not.
 ///
 /// While a process replaces its program it shows neither environment nor arguments: it is waited for, a little.
-fn is_marked(pid: u32, marker: &str) -> bool {
+fn is_marked(pid: u32, owner: &Owner) -> bool {
+    let Owner { marker, accounts } = owner;
     let deadline = Instant::now() + REPLACING_LIMIT;
     loop {
         let read = |file: &str| fs::read(format!("/proc/{pid}/{file}"));
@@ -190,8 +203,10 @@ fn is_marked(pid: u32, marker: &str) -> bool {
             std::thread::sleep(Duration::from_millis(1));
             continue;
         }
-        return environment_is_marked(&environment.unwrap_or_default(), marker)
+        let marked = environment_is_marked(&environment.unwrap_or_default(), marker)
             || title_is_marked(&command_line.unwrap_or_default(), marker);
+        let status = fs::read(format!("/proc/{pid}/status")).unwrap_or_default();
+        return marked && runs_as(&status, accounts);
     }
 }
 
@@ -199,6 +214,15 @@ fn is_marked(pid: u32, marker: &str) -> bool {
 fn has_memory(pid: u32) -> bool {
     let memory = fs::read(format!("/proc/{pid}/statm")).unwrap_or_default();
     !memory.is_empty() && !memory.starts_with(b"0 ")
+}
+
+/// Looks in `/proc/PID/status` whether the real or the effective user is one of `accounts`: a program with the set-user-id bit
+/// (`fusermount3`) has only the first.
+fn runs_as(status: &[u8], accounts: &[u32]) -> bool {
+    let status = String::from_utf8_lossy(status);
+    let users = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
+    let mut users = users.split_ascii_whitespace().take(2).filter_map(|user| user.parse().ok());
+    users.any(|user| accounts.contains(&user))
 }
 
 /// Looks for the marker among the variables in `environment`, each ended by a zero byte.
@@ -210,8 +234,9 @@ fn environment_is_marked(environment: &[u8], marker: &str) -> bool {
 /// Looks for the marker where PostgreSQL shows its `cluster_name`: in the title of a child, `postgres: NAME: …`, and
 /// in the arguments of the postmaster.
 fn title_is_marked(command_line: &[u8], marker: &str) -> bool {
-    let title = format!("postgres: {marker}: ");
-    let setting = format!("cluster_name={marker}");
+    let name = process_title(marker);
+    let title = format!("postgres: {name}: ");
+    let setting = format!("cluster_name={name}");
     let mut arguments = command_line.split(|&byte| byte == 0);
     command_line.starts_with(title.as_bytes())
         || arguments
@@ -269,7 +294,12 @@ mod tests {
     }
 
     fn new_marker(name: &str) -> String {
-        format!("pgthaw-test-{name}-{}-0123456789abcdef", std::process::id())
+        format!("{name}-test-{}-0123456789abcdef", std::process::id())
+    }
+
+    fn owned_by_us(marker: &str) -> Owner {
+        let accounts = vec![rustix::process::geteuid().as_raw()];
+        Owner { marker: marker.into(), accounts }
     }
 
     #[test]
@@ -286,7 +316,7 @@ mod tests {
             assert_eq!(is_marker(marker), want, "{marker:?}");
         }
         assert!(is_marker(&"a".repeat(63)) && !is_marker(&"a".repeat(64)));
-        assert_eq!(find("").unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(find(&owned_by_us("")).unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 
     #[test]
@@ -308,11 +338,11 @@ mod tests {
             );
         }
         let titles: [(&[u8], bool); 7] = [
-            (b"postgres: 0123456789abcdef: checkpointer \0\0\0", true),
-            (b"postgres: 0123456789abcdef: postgres crm [local] COPY", true),
-            (b"/usr/lib/postgresql/15/bin/postgres\0-c\0cluster_name=0123456789abcdef\0", true),
-            (b"postgres\0--cluster_name=0123456789abcdef\0-D\0/data\0", true),
-            (b"postgres: 0123456789abcdef0: checkpointer", false),
+            (b"postgres: pgthaw-01234567: checkpointer \0\0\0", true),
+            (b"postgres: pgthaw-01234567: postgres crm [local] COPY", true),
+            (b"/usr/lib/postgresql/15/bin/postgres\0-c\0cluster_name=pgthaw-01234567\0", true),
+            (b"postgres\0--cluster_name=pgthaw-01234567\0-D\0/data\0", true),
+            (b"postgres: 01234567: checkpointer", false),
             (b"grep\x000123456789abcdef\0", false),
             (b"vi\0/var/tmp/0123456789abcdef/log\0", false),
         ];
@@ -342,27 +372,50 @@ mod tests {
     fn ends_marked_processes_and_no_others() {
         let (marker, other) = (new_marker("ends"), new_marker("other"));
         let by_environment = Planted::sleep(|c| _ = c.env(MARKER_VARIABLE, &marker)).started();
-        let by_title =
-            Planted::sleep(|c| _ = c.arg0(format!("postgres: {marker}: walwriter "))).started();
+        let by_title = Planted::sleep(|c| {
+            _ = c.arg0(format!("postgres: {}: walwriter ", process_title(&marker)))
+        })
+        .started();
         let kept = Planted::sleep(|c| _ = c.env(MARKER_VARIABLE, &marker)).started();
         let mut strangers = [
             Planted::sleep(|c| _ = c.env(MARKER_VARIABLE, &other)).started(),
             Planted::sleep(|c| _ = c.env(MARKER_VARIABLE, format!("{marker}x"))).started(),
             Planted::sleep(|c| _ = c.arg0(format!("less {marker}"))).started(),
         ];
-        let mut pids: Vec<u32> = find(&marker).unwrap().iter().map(|p| p.pid).collect();
+        let mut pids: Vec<u32> =
+            find(&owned_by_us(&marker)).unwrap().iter().map(|p| p.pid).collect();
         pids.sort_unstable();
         let mut want = vec![by_environment.0.id(), by_title.0.id(), kept.0.id()];
         want.sort_unstable();
         assert_eq!(pids, want);
 
-        let ended = end_all(&marker, &[kept.0.id()], Duration::from_secs(10)).unwrap();
+        let ended =
+            end_all(&owned_by_us(&marker), &[kept.0.id()], Duration::from_secs(10)).unwrap();
         assert_eq!(ended.left, []);
         assert_eq!(ended.ended.len(), 2);
         assert!(ended.ended.iter().all(|process| !process.is_running()), "zombies count as gone");
-        assert_eq!(find(&marker).unwrap().len(), 1);
+        assert_eq!(find(&owned_by_us(&marker)).unwrap().len(), 1);
         for stranger in &mut strangers {
             assert_eq!(stranger.0.try_wait().unwrap(), None, "a stranger was ended");
+        }
+    }
+
+    #[test]
+    fn what_another_account_shows_proves_nothing() {
+        let marker = new_marker("account");
+        let title = format!("postgres: {}: checkpointer ", process_title(&marker));
+        let planted = Planted::sleep(|c| _ = c.arg0(title).env(MARKER_VARIABLE, &marker)).started();
+        let process = Process::with_pid(planted.0.id()).unwrap();
+        let ours = rustix::process::geteuid().as_raw();
+        for (accounts, want) in [(vec![], 0), (vec![ours + 1], 0), (vec![ours + 1, ours], 1)] {
+            let owner = Owner { marker: marker.clone(), accounts };
+            assert_eq!(find(&owner).unwrap().len(), want, "{owner:?}");
+            assert!(want == 1 || !kill(&process, &owner, Signal::KILL).unwrap(), "{owner:?}");
+        }
+        assert!(process.is_running());
+        let status = b"Name:\tx\nUid:\t1000\t0\t7\t8\nGid:\t9\t9\t9\t9\n";
+        for (account, want) in [(1000, true), (0, true), (7, false), (9, false)] {
+            assert_eq!(runs_as(status, &[account]), want, "{account}");
         }
     }
 
@@ -372,12 +425,18 @@ mod tests {
         let mut planted = Planted::sleep(|c| _ = c.env(MARKER_VARIABLE, &marker)).started();
         let process = Process::with_pid(planted.0.id()).unwrap();
         let earlier = Process { start_time: process.start_time - 1, ..process.clone() };
-        assert!(!kill(&earlier, &marker, Signal::KILL).unwrap(), "another start time");
-        assert!(!kill(&process, &new_marker("wrong"), Signal::KILL).unwrap(), "another marker");
+        assert!(
+            !kill(&earlier, &owned_by_us(&marker), Signal::KILL).unwrap(),
+            "another start time"
+        );
+        assert!(
+            !kill(&process, &owned_by_us(&new_marker("wrong")), Signal::KILL).unwrap(),
+            "another marker"
+        );
         assert_eq!(planted.0.try_wait().unwrap(), None);
-        assert!(kill(&process, &marker, Signal::KILL).unwrap());
+        assert!(kill(&process, &owned_by_us(&marker), Signal::KILL).unwrap());
         planted.0.wait().unwrap();
-        assert!(!kill(&process, &marker, Signal::KILL).unwrap(), "gone");
+        assert!(!kill(&process, &owned_by_us(&marker), Signal::KILL).unwrap(), "gone");
     }
 
     #[test]

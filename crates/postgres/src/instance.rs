@@ -20,7 +20,9 @@ use crate::launch::{
 use crate::log::{Failure, LogError, RecoveryEnd, explain_failure, recovery_end};
 use crate::process::{self, Child, KILL_LIMIT, ProcessId};
 use crate::root::Streams;
-pub use crate::settings::{InstancePlan, PORT, Preload, Recovery, locks_per_transaction, settings};
+pub use crate::settings::{
+    InstancePlan, PORT, Preload, Recovery, locks_per_transaction, process_title, settings,
+};
 use crate::shared_memory;
 
 /// How long a fast shutdown may take: it writes a checkpoint into the write layer.

@@ -111,10 +111,17 @@ pub struct InstancePlan {
     pub preload: Vec<Preload>,
     /// A private directory of locales made by `localedef`, if the system lacks one (`LOCPATH`).
     pub locale_path: Option<PathBuf>,
-    /// Unguessable; in the environment (`PGTHAW_SESSION`) and the titles (`cluster_name`) of all processes.
+    /// Unguessable; in the environment (`PGTHAW_SESSION`) of all processes. Their titles, which every account of the machine can
+    /// read, show [`process_title`] of it.
     pub marker: String,
     /// What walls the instance in.
     pub confinement: Confinement,
+}
+
+/// Returns the name (`cluster_name`) that the titles of PostgreSQL's processes show of the session with `marker`: the first eight
+/// characters of it, too few to pass for the session.
+pub fn process_title(marker: &str) -> String {
+    format!("pgthaw-{}", marker.get(..8).unwrap_or(marker))
 }
 
 impl InstancePlan {
@@ -253,7 +260,7 @@ pub fn settings(plan: &InstancePlan) -> Vec<(String, String)> {
     set("external_pid_file", own("socket/external.pid"));
     set("unix_socket_directories", list_item(&plan.socket_directory()));
     set("port", PORT.to_string());
-    set("cluster_name", plan.marker.clone());
+    set("cluster_name", process_title(&plan.marker));
 
     let archive = plan.recovery.needs_signal_file();
     // archive recovery demands a command; the WAL lies in pg_wal, so nothing is ever to be fetched

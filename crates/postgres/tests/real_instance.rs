@@ -17,7 +17,7 @@ use pgthaw_postgres::dump::{Dump, DumpEvent, DumpPlan};
 use pgthaw_postgres::globals::{self, GlobalsPlan};
 use pgthaw_postgres::inspect;
 use pgthaw_postgres::instance::{
-    Instance, InstanceError, InstancePlan, Progress, Recovery, StopMode,
+    Instance, InstanceError, InstancePlan, Progress, Recovery, StopMode, process_title,
 };
 use pgthaw_postgres::isolation::{Isolation, try_root};
 use pgthaw_postgres::os_user::OsUser;
@@ -217,6 +217,7 @@ fn alone(instance: &Instance) {
 
 async fn settings_hold(instance: &Instance) {
     let client = instance.endpoint("postgres").connect("sh'op = x").await.unwrap();
+    let title = process_title(MARKER);
     let cases = [
         ("zero_damaged_pages", "off"),
         ("ignore_checksum_failure", "off"),
@@ -238,7 +239,7 @@ async fn settings_hold(instance: &Instance) {
         ("max_wal_senders", "0"),
         ("hot_standby", "off"),
         ("autovacuum", "off"),
-        ("cluster_name", MARKER),
+        ("cluster_name", title.as_str()),
     ];
     for (name, want) in cases {
         let row = client.query_one(&format!("SHOW {name}"), &[]).await.unwrap();

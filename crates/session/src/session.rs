@@ -97,8 +97,12 @@ pub struct Place {
     /// The machine, as `ssh` takes it; none for this one.
     #[serde(default)]
     pub host: Option<String>,
-    /// Unguessable; every process of the session carries it in its environment or title.
+    /// Unguessable; every process of the session carries it in its environment, or a short form of it in its title.
     pub marker: String,
+    /// The user ids of the accounts that the session's processes run as; those of others are never taken for the session's, whatever
+    /// they show.
+    #[serde(default)]
+    pub accounts: Vec<u32>,
     /// The session's private directory: sockets, logs, the write layer.
     pub work_directory: PathBuf,
     /// Where the backup is mounted.

@@ -1,7 +1,9 @@
 //! Where a session works on this machine: chosen, and written into the journal, before anything is created.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use pgthaw_postgres::os_user::OsUser;
 use pgthaw_session::ExportRequest;
 use pgthaw_session::observed::Failure;
 use pgthaw_session::session::Place;
@@ -46,6 +48,7 @@ pub fn choose_place(id: &str, request: &ExportRequest, marker: String) -> Result
     Ok(Place {
         host: request.staging.clone(),
         marker,
+        accounts: accounts(request),
         work_directory,
         mountpoint,
         mount_directories,
@@ -55,6 +58,21 @@ pub fn choose_place(id: &str, request: &ExportRequest, marker: String) -> Result
             false => missing_directories(&request.target),
         },
     })
+}
+
+/// The accounts that the session's processes run as: ours, and as root those of PostgreSQL and of who reads the repository.
+fn accounts(request: &ExportRequest) -> Vec<u32> {
+    let own = rustix::process::geteuid();
+    let mut accounts = vec![own.as_raw()];
+    if own.is_root() {
+        let postgres = OsUser::for_postgres(request.os_user.as_deref());
+        accounts.extend(postgres.map(|user| user.uid)); // without such an account the check has refused the export
+        let repository = request.repository_beside_instance();
+        accounts.extend(repository.and_then(|path| path.metadata().ok()).map(|meta| meta.uid()));
+    }
+    accounts.sort_unstable();
+    accounts.dedup();
+    accounts
 }
 
 /// The directories to make for root's `mountpoint`, the outermost first. The one that all sessions share is among them even if it is

@@ -148,7 +148,9 @@ impl Attack {
             };
             let title = |title: &str| {
                 marker.as_ref().is_some_and(|marker| {
-                    line.starts_with(format!("postgres: {marker}: {title}").as_bytes())
+                    line.starts_with(
+                        format!("postgres: pgthaw-{}: {title}", &marker[..8]).as_bytes(),
+                    )
                 })
             };
             match victim {
@@ -160,9 +162,9 @@ impl Attack {
                 Victim::Mount => ours("internal\0mount"),
                 Victim::Postmaster => {
                     let Some(marker) = &marker else { return false };
+                    let name = format!("cluster_name=pgthaw-{}", &marker[..8]);
                     read("comm") == b"postgres\n"
-                        && (has(&line, &format!("cluster_name={marker}"))
-                            || has(&line, &format!("--cluster_name={marker}")))
+                        && (has(&line, &name) || has(&line, &format!("--{name}")))
                 }
                 Victim::Startup => title("startup"),
                 Victim::Backend => title("") && text(&line).contains("[local]"),

@@ -99,7 +99,7 @@ fn kill_some(pgthaw: &Pgthaw, ours: &Leftovers, export: &mut Child, chance: &mut
     killed
 }
 
-/// Our processes: those that name this test's directory, and PostgreSQL's, whose titles hold a session's marker.
+/// Our processes: those that name this test's directory, and PostgreSQL's, whose titles hold the begin of a session's marker.
 fn processes(pgthaw: &Pgthaw, ours: &Leftovers) -> Vec<(Pid, String)> {
     let logs = pgthaw.logs();
     let markers: Vec<&str> = logs
@@ -114,7 +114,9 @@ fn processes(pgthaw: &Pgthaw, ours: &Leftovers) -> Vec<(Pid, String)> {
         };
         let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        let titled = markers.iter().any(|marker| line.starts_with(&format!("postgres: {marker}:")));
+        let titled = markers
+            .iter()
+            .any(|marker| line.starts_with(&format!("postgres: pgthaw-{}:", &marker[..8])));
         if titled && !found.iter().any(|(known, _)| *known == pid) {
             found.push((pid, line));
         }

@@ -216,6 +216,7 @@ impl Server {
         let place = Place {
             host: None,
             marker: format!("m{}", machines.places),
+            accounts: Vec::new(),
             work_directory: path.clone(),
             mountpoint: path.join("mount"),
             mount_directories: vec![],
