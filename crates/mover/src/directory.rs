@@ -40,6 +40,11 @@ impl Directory {
         Self::open_any(path).map_err(|err| MoveError::source("open", path, err))
     }
 
+    /// Takes the directory that `path` was when `fd` was opened.
+    pub(crate) fn opened(path: PathBuf, fd: OwnedFd) -> Self {
+        Self { path, fd }
+    }
+
     fn open_any(path: &Path) -> Result<Self, Errno> {
         Ok(Self { path: path.into(), fd: fs::open(path, OPEN_DIRECTORY, Mode::empty())? })
     }

@@ -112,6 +112,14 @@ pub enum MoveError {
         /// The first such object.
         path: PathBuf,
     },
+    /// Somebody else could exchange what is delivered.
+    #[error("`{}` {why}, who could exchange what is delivered below it", path.display())]
+    Distrusted {
+        /// The directory, at or above the target.
+        path: PathBuf,
+        /// Whose it is, or who may write there.
+        why: String,
+    },
     /// The caller asked to stop; the partial file is gone.
     #[error("stopped while `{}` was copied", path.display())]
     Stopped {
@@ -146,6 +154,7 @@ impl MoveError {
                 "raise the quota or remove files of this account, then retry"
             }
             Self::NotPermitted { .. } => "name a directory that this account may write, with --to",
+            Self::Distrusted { .. } => crate::trust::REMEDY,
             Self::ReadOnly { .. } => "remount it read-write, or name another directory with --to",
             Self::Differs { .. } => {
                 "the target's disk or memory is faulty: check the kernel's log before a retry"

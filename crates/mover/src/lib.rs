@@ -30,6 +30,7 @@ mod replace;
 mod source;
 mod sums;
 mod target;
+mod trust;
 mod watch;
 
 pub use copy::{CopyFile, Delivered, Progress, Reuse, copy_all_verified, copy_verified, sha256_of};
@@ -47,4 +48,5 @@ pub use remote::{
 pub use replace::EarlierExport;
 pub use sums::{SumEntry, format_sha256sums, parse_sha256sums};
 pub use target::{Access, TargetDirectory, TargetReport, TargetState};
+pub use trust::Trust;
 pub use watch::FinishedFiles;

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
@@ -13,6 +14,7 @@ use crate::kept::kept_names_in;
 use crate::names::{EXPORT_JSON, GLOBALS_SQL, SHA256SUMS, file_name_for_database, is_plain};
 use crate::replace::EarlierExport;
 use crate::sums::{SumEntry, format_sha256sums};
+use crate::trust::{Trust, open_trusted};
 
 /// Begins the name of every staging directory; what follows is the session's id.
 const STAGING_PREFIX: &str = ".pgthaw-";
@@ -32,6 +34,8 @@ pub struct TargetReport {
     pub ours: bool,
     /// Sessions other than this one that have staged files there.
     pub other_sessions: Vec<String>,
+    /// Whether somebody else could exchange what is delivered there.
+    pub trust: Trust,
 }
 
 /// What is at the path of a target directory.
@@ -63,6 +67,9 @@ pub enum Access {
     NotPermitted,
 }
 
+/// How many levels below a target are looked at for other sessions' targets: dumps have one.
+const NESTED: u32 = 8;
+
 /// A target directory in which one session works; holds its lock.
 #[derive(Debug)]
 pub struct TargetDirectory {
@@ -91,14 +98,19 @@ impl TargetDirectory {
             free: 0,
             ours: false,
             other_sessions: Vec::new(),
+            trust: Trust::default(),
         };
         if !nearest.is_dir() {
             report.state = TargetState::NotADirectory(nearest.into());
             return Ok(report);
         }
         report.access = access(nearest)?;
+        report.trust = Trust::look(nearest)?;
         report.free =
             free_bytes(nearest).map_err(|err| MoveError::target("stat", nearest, nearest, err))?;
+        let above =
+            sessions_above(&std::path::absolute(path).unwrap_or_else(|_| path.into()), session);
+        report.other_sessions.extend(above.into_iter().map(|(_, other)| other));
         if missing.is_empty() {
             let dir = open_target(path)?;
             let mut names = dir.names()?;
@@ -143,10 +155,11 @@ impl TargetDirectory {
     /// Where the file system has no locks (some NFS), this is logged and the session goes on without.
     ///
     /// # Errors
-    /// [`MoveError::InUse`] while another session works there, otherwise as the file system says.
+    /// [`MoveError::InUse`] while another session works there, [`MoveError::Distrusted`] where somebody else could exchange what is
+    /// delivered, otherwise as the file system says.
     pub fn create(path: &Path, session: &str) -> Result<Self, MoveError> {
         for missing in Self::missing(path) {
-            let parent = open_target(parent_of(&missing))?;
+            let parent = open_trusted(parent_of(&missing))?;
             let Some(name) = missing.file_name().and_then(|name| name.to_str()) else {
                 let why = io::Error::new(io::ErrorKind::InvalidInput, "not a plain UTF-8 name");
                 return Err(MoveError::target("create", &missing, &missing, why));
@@ -154,10 +167,20 @@ impl TargetDirectory {
             parent.ensure_directory(name)?;
             parent.sync()?;
         }
-        let dir = open_target(path)?;
+        let dir = open_trusted(path)?; // it may have been made, or changed, by somebody else since it was looked at
         let lock = lock(&dir)?;
         let staging_name = staging_name(session);
-        let (staging, _) = dir.ensure_directory(&staging_name)?;
+        let (staging, new) = dir.ensure_directory(&staging_name)?;
+        // Every session looks after its own directory is there: of two that make nested targets at once, one sees the other.
+        let real = dir.path().to_path_buf();
+        let above =
+            sessions_above(&real, session).into_iter().map(|(directory, _)| directory).next();
+        if let Some(taken) = above.or_else(|| session_below(&real, NESTED)) {
+            if new {
+                dir.remove_tree(&staging_name)?;
+            }
+            return Err(MoveError::InUse { dir: taken });
+        }
         Ok(Self { dir, staging, staging_name, _lock: lock })
     }
 
@@ -384,6 +407,42 @@ impl TargetDirectory {
         let Some(staging) = dir.find_directory(&staging_name)? else { return Ok(Vec::new()) };
         Self { dir, staging, staging_name, _lock: None }.published_names()
     }
+}
+
+/// Returns the directories above `path` that are another session's target than `session`'s, each with that session.
+fn sessions_above(path: &Path, session: &str) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    for directory in path.ancestors().skip(1) {
+        let entries = directory.read_dir().into_iter().flatten().flatten();
+        let others = entries.filter_map(|entry| staged_by(&entry)).filter(|other| other != session);
+        found.extend(others.map(|other| (directory.into(), other)));
+    }
+    found
+}
+
+/// Returns the session that made `entry` as its staging directory. What other accounts made is none: anybody may write into `/tmp`.
+fn staged_by(entry: &std::fs::DirEntry) -> Option<String> {
+    let name = entry.file_name().into_string().ok()?;
+    let session = name.strip_prefix(STAGING_PREFIX)?;
+    let owner = entry.metadata().ok()?.uid();
+    [0, rustix::process::geteuid().as_raw()].contains(&owner).then(|| session.to_owned())
+}
+
+/// Returns the first directory below `path`, at most `depth` levels down, that is a session's target.
+fn session_below(path: &Path, depth: u32) -> Option<PathBuf> {
+    let depth = depth.checked_sub(1)?;
+    let directory = |entry: &std::fs::DirEntry| {
+        entry.file_type().is_ok_and(|kind| kind.is_dir()) && staged_by(entry).is_none()
+    };
+    let below = path.read_dir().ok()?.flatten().filter(directory).map(|entry| entry.path());
+    let staged = |path: &Path| {
+        path.read_dir().is_ok_and(|mut entries| {
+            entries.any(|entry| entry.is_ok_and(|entry| staged_by(&entry).is_some()))
+        })
+    };
+    below
+        .into_iter()
+        .find_map(|path| if staged(&path) { Some(path) } else { session_below(&path, depth) })
 }
 
 /// The name of a session's staging directory.

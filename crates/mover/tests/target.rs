@@ -318,3 +318,46 @@ fn replacing_follows_no_link_out_of_the_directory() {
     assert!(matches!(target.remove_replaced(), Err(MoveError::Foreign { .. })));
     assert_eq!(tree(&outside), ["1.dat", "toc.dat"]);
 }
+
+/// Both may have found nothing when they looked: who makes its directories sees the other's.
+#[test]
+fn of_two_nested_targets_only_one_is_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let (outer, inner) = (dir.path().join("o"), dir.path().join("o/sub/deep"));
+    let first = TargetDirectory::create(&outer, "one").unwrap();
+    let refused = TargetDirectory::create(&inner, "two").unwrap_err();
+    assert!(matches!(&refused, MoveError::InUse { dir } if *dir == outer), "{refused:?}");
+    assert_eq!(TargetDirectory::inspect(&inner, "two", &[]).unwrap().other_sessions, ["one"]);
+    assert!(!inner.join(".pgthaw-two").exists());
+    drop(first);
+    TargetDirectory::discard(&outer, "one", false, &[]).unwrap();
+
+    let _first = TargetDirectory::create(&inner, "two").unwrap();
+    let refused = TargetDirectory::create(&outer, "one").unwrap_err();
+    assert!(matches!(&refused, MoveError::InUse { dir } if *dir == inner), "{refused:?}");
+    assert!(!outer.join(".pgthaw-one").exists());
+    TargetDirectory::create(&dir.path().join("beside"), "three").unwrap();
+}
+
+/// Another account that makes the directory between the look and the delivery could exchange `globals.sql`.
+#[test]
+fn a_directory_that_others_can_write_gets_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("o");
+    assert_eq!(TargetDirectory::inspect(&target, "s", &[]).unwrap().trust.objection, None);
+    fs::create_dir(&target).unwrap();
+    fs::set_permissions(&target, fs::Permissions::from_mode(0o777)).unwrap();
+    let report = TargetDirectory::inspect(&target, "s", &[]).unwrap();
+    assert_eq!(report.trust.objection.unwrap().0, target);
+    for path in [&target, &target.join("below")] {
+        let refused = TargetDirectory::create(path, "s").unwrap_err();
+        assert!(matches!(&refused, MoveError::Distrusted { path, .. } if *path == target));
+    }
+    assert_eq!(tree(dir.path()), ["o/"]);
+    if rustix::process::geteuid().is_root() {
+        fs::set_permissions(&target, fs::Permissions::from_mode(0o700)).unwrap();
+        std::os::unix::fs::chown(&target, Some(1234), None).unwrap();
+        let refused = TargetDirectory::create(&target, "s").unwrap_err();
+        assert!(refused.to_string().contains("another account (user id 1234)"), "{refused}");
+    }
+}

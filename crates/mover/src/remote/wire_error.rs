@@ -64,6 +64,10 @@ pub(super) enum WireError {
     Foreign {
         path: WirePath,
     },
+    Distrusted {
+        path: WirePath,
+        why: String,
+    },
     Stopped {
         path: WirePath,
     },
@@ -141,6 +145,9 @@ impl From<&MoveError> for WireError {
                 reason: reason.clone().into_owned(),
             },
             MoveError::Foreign { path: at } => Self::Foreign { path: path(at) },
+            MoveError::Distrusted { path: at, why } => {
+                Self::Distrusted { path: path(at), why: why.clone() }
+            }
             MoveError::Stopped { path: at } => Self::Stopped { path: path(at) },
             MoveError::Refused { reason } => Self::Other(reason.clone()),
             MoveError::Unreachable { .. } | MoveError::Aborted => Self::Other(err.to_string()),
@@ -180,6 +187,7 @@ impl From<WireError> for MoveError {
                 reason: reason.into(),
             },
             WireError::Foreign { path } => Self::Foreign { path: path.into() },
+            WireError::Distrusted { path, why } => Self::Distrusted { path: path.into(), why },
             WireError::Stopped { path } => Self::Stopped { path: path.into() },
             WireError::Other(reason) => Self::Refused { reason },
         }
@@ -210,6 +218,7 @@ mod tests {
             MoveError::InUse { dir: name.clone() },
             MoveError::BadListing { path: name.clone(), line: 3, reason: "bad".into() },
             MoveError::Foreign { path: name.clone() },
+            MoveError::Distrusted { path: name.clone(), why: "is not ours".into() },
             MoveError::Stopped { path: name.clone() },
             MoveError::Refused { reason: "so".into() },
         ];

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use pgthaw_mover::{Access, TargetReport, TargetState};
+use pgthaw_mover::{Access, TargetReport, TargetState, Trust};
 
 use super::environment::{Directory, Environment};
 use crate::agent::space::{Medium, Room, human_size};
@@ -129,6 +129,16 @@ fn target(report: &mut CheckReport, seen: &TargetReport, task: &CheckTask) {
             let text = format!("target `{path}` is not empty: it holds {}", names.join(", "));
             report.usage_error(text, Some("name a new or empty directory with --to".into()));
         }
+    }
+    if let Some((directory, why)) = &seen.trust.objection {
+        let text = format!(
+            "target `{path}`: `{}` {why}, who could exchange what is delivered",
+            directory.display()
+        );
+        report.error(text, Some(Trust::remedy().into()));
+    }
+    for warning in &seen.trust.warnings {
+        report.warning(format!("target `{path}`: {warning}"), None);
     }
     let obstacle = match seen.access {
         Access::Writable => return,

@@ -415,7 +415,6 @@ fn inspect(task: &CheckTask) -> Result<TargetReport, MoveError> {
     let (path, request) = (&task.request.target, &task.request);
     let session = task.session.as_deref().unwrap_or_default();
     let mut report = TargetDirectory::inspect(path, session, &[])?;
-    report.other_sessions.extend(sessions_above(path));
     // A replaced export's names are given to the new one only when that is complete.
     let begun = report.ours || !task.delivered.is_empty();
     if request.replace || task.session.is_none() || !begun {
@@ -431,13 +430,6 @@ fn inspect(task: &CheckTask) -> Result<TargetReport, MoveError> {
     let mut report = TargetDirectory::inspect(path, session, &own)?;
     report.other_sessions = above;
     Ok(report)
-}
-
-/// Sessions whose target is a directory above `path`.
-fn sessions_above(path: &Path) -> Vec<String> {
-    let above = path.ancestors().skip(1).filter_map(|directory| fs::read_dir(directory).ok());
-    let names = above.flat_map(|entries| entries.flatten()).map(|entry| entry.file_name());
-    names.filter_map(|name| name.to_str()?.strip_prefix(".pgthaw-").map(str::to_owned)).collect()
 }
 
 /// The nearest of `path` and its parents that exists.

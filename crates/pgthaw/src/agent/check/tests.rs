@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use pgthaw_mover::{Access, EarlierExport, SumEntry, TargetDirectory, TargetReport, TargetState};
+use pgthaw_mover::{
+    Access, EarlierExport, SumEntry, TargetDirectory, TargetReport, TargetState, Trust,
+};
 use pgthaw_postgres::binaries::Binaries;
 use pgthaw_postgres::isolation::Isolation;
 use pgthaw_postgres::locale::{Installed, Sources};
@@ -194,6 +196,7 @@ fn environment() -> Environment {
                 free: 100 * GB,
                 ours: false,
                 other_sessions: Vec::new(),
+                trust: Trust::default(),
             }),
             room: disk(2),
         },
@@ -595,6 +598,22 @@ fn judges_the_target() {
             "of another session",
             |e, _| e.target.report.as_mut().unwrap().other_sessions.push("x".into()),
             Usage("session x"),
+        ),
+        (
+            "of another account",
+            |e, _| {
+                let trust = &mut e.target.report.as_mut().unwrap().trust;
+                trust.objection = Some(("/srv".into(), "belongs to another account".into()));
+            },
+            Error("`/srv` belongs to another account, who could exchange what is delivered"),
+        ),
+        (
+            "written by a group",
+            |e, _| {
+                let trust = &mut e.target.report.as_mut().unwrap().trust;
+                trust.warnings.push("`/srv` may be written by the group 9".into());
+            },
+            Warning("`/srv` may be written by the group 9"),
         ),
         (
             "read-only",
