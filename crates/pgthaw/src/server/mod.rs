@@ -104,6 +104,26 @@ fn team_socket(configuration: &Configuration) -> Option<PathBuf> {
     configured.or_else(runtime).or_else(root)
 }
 
+/// Makes the directory of the team's socket, and those above it, where they are missing: everybody may pass, whatever the umask
+/// says. One that is there is left as it is.
+///
+/// # Errors
+/// What cannot be made, or a directory in which another account could put its own socket in the place of ours.
+fn provide_socket_directory(directory: &Path) -> io::Result<()> {
+    let mut missing: Vec<&Path> = directory.ancestors().take_while(|path| !path.exists()).collect();
+    while let Some(path) = missing.pop() {
+        fs::create_dir(path)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+    }
+    match pgthaw_mover::Trust::look(directory).map_err(io::Error::other)?.objection {
+        Some((path, why)) => Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("`{}` {why}, who could exchange the socket", path.display()),
+        )),
+        None => Ok(()),
+    }
+}
+
 async fn serve(state: &Path, until_idle: bool, configuration: Configuration) -> io::Result<()> {
     let configuration = Arc::new(configuration);
     let team = (!until_idle).then(|| team_socket(&configuration)).flatten();
@@ -121,9 +141,7 @@ async fn serve(state: &Path, until_idle: bool, configuration: Configuration) -> 
             |err: io::Error| io::Error::new(err.kind(), format!("`{}`: {err}", path.display()));
         let bind = if *team { http::bind_for_everybody } else { http::bind };
         if let (true, Some(directory)) = (*team, path.parent()) {
-            // Everybody may pass, whatever the umask says.
-            fs::create_dir_all(directory).map_err(named)?;
-            fs::set_permissions(directory, fs::Permissions::from_mode(0o755)).map_err(named)?;
+            provide_socket_directory(directory).map_err(named)?;
             println!("pgthaw serve: listening on {}", path.display());
         }
         let offers = bind(&path.with_file_name(offers::SOCKET)).map_err(named)?;
@@ -191,6 +209,28 @@ async fn until_its_end(
         idle = if busy { Duration::ZERO } else { idle + tick };
         if until_idle && idle >= IDLE {
             return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sockets_directory_is_made_or_judged_but_never_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        let set = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        };
+        let made = dir.path().join("a/b");
+        provide_socket_directory(&made).unwrap();
+        assert_eq!((mode(&made), mode(&dir.path().join("a"))), (0o755, 0o755));
+        for (there, accepted) in [(0o700, true), (0o750, true), (0o1777, true), (0o777, false)] {
+            set(&made, there);
+            assert_eq!(provide_socket_directory(&made).is_ok(), accepted, "{there:o}");
+            assert_eq!(mode(&made), there);
         }
     }
 }
