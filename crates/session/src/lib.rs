@@ -9,6 +9,7 @@
 
 pub mod decide;
 pub mod journal;
+pub mod limits;
 pub mod observed;
 pub mod request;
 pub mod session;

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 use pgthaw_session::MoverChoice;
+use pgthaw_session::limits::{JOBS_MAX, RETRIES_MAX};
 
 use super::values::{self, Ports, RepositoryName};
 
@@ -228,7 +229,7 @@ pub struct ExportOptions {
 #[command(next_help_heading = "Dump options (as for pg_dump)")]
 pub struct DumpOptions {
     /// Dump this many tables at a time; without it as many as there are processors, at most 4
-    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(JOBS_MAX)))]
     pub jobs: Option<u32>,
     /// Compress as pg_dump does: gzip, lz4, zstd or none with an optional level, or a level alone
     ///
@@ -334,7 +335,7 @@ pub struct WorkOptions {
     ///
     /// Each time it goes on from what was delivered, after a rest that grows from 2 seconds to a minute. What needs somebody (no room, no
     /// rights, a damaged backup) is never tried again without `pgthaw retry`.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=i64::from(RETRIES_MAX)))]
     pub retries: Option<u32>,
     /// Wait so long for a machine that cannot be reached, and begin again no later, for example 30min or 2h; without it 1h
     #[arg(long, value_name = "TIME", value_parser = values::seconds)]

@@ -6,16 +6,10 @@
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 
+use pgthaw_session::limits::{CACHE_MAX, CACHE_MIN, LEASE_MIN, TIME_MAX};
+
 /// The formats of repositories that are read, as `KIND:PATH` names them.
 pub const KINDS: [&str; 2] = ["pgbackrest", "basebackup"];
-
-/// The shortest lease, in seconds.
-const LEASE_MIN: u64 = 30;
-
-/// The smallest cache, in bytes.
-const CACHE_MIN: u64 = 1 << 20;
-/// The longest time that can be waited for, in seconds.
-const TIME_MAX: u64 = 365 * 24 * 60 * 60;
 
 /// `REPO` as it was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -152,8 +146,9 @@ pub fn rate(text: &str) -> Result<NonZeroU64, String> {
 /// Reads the size of a cache: one that cannot hold a few pages of several files at a time cannot work.
 pub fn cache_size(text: &str) -> Result<u64, String> {
     match size(text)? {
-        bytes @ CACHE_MIN.. => Ok(bytes),
-        _ => Err(format!("`{text}` is too small: at least 1MB is needed")),
+        ..CACHE_MIN => Err(format!("`{text}` is too small: at least 1MB is needed")),
+        bytes @ ..=CACHE_MAX => Ok(bytes),
+        _ => Err(format!("`{text}` is more than the 16TB that a cache may have")),
     }
 }
 

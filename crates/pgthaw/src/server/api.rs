@@ -126,12 +126,18 @@ fn not_allowed(caller: &Caller, what: &str) -> ApiError {
     }
 }
 
+/// A request that the command line would not have made.
+fn not_possible(why: &str) -> ApiError {
+    ApiError { message: format!("the request is not possible: {why}"), hint: None, usage: true }
+}
+
 /// Finds the repository that was asked for, if the caller may look at it.
 fn repository(
     caller: &Caller,
     door: &Door,
     choice: RepositoryChoice,
 ) -> Result<RepositoryChoice, ApiError> {
+    choice.objection().map_or(Ok(()), |why| Err(not_possible(&why)))?;
     if let Some(rules) = caller.rules() {
         let Some(name) = &choice.name else {
             return Err(not_allowed(caller, "a repository by its path; name one"));
@@ -160,6 +166,7 @@ fn resolve(
     door: &Door,
     mut request: ExportRequest,
 ) -> Result<ExportRequest, ApiError> {
+    request.objection().map_or(Ok(()), |why| Err(not_possible(&why)))?;
     request.requester = caller.team.then(|| caller.account.clone());
     request.as_asked = None;
     request.as_asked = caller.team.then(|| Box::new(request.clone()));
@@ -549,6 +556,14 @@ targets = ['files:*']
         let asked = got.as_asked.unwrap();
         let again = resolved(true, |request| *request = *asked).unwrap();
         assert_eq!(again.target, got.target);
+    }
+
+    #[test]
+    fn what_the_command_line_refuses_is_refused_here_too() {
+        for by_rules in [true, false] {
+            let refused = resolved(by_rules, |r| r.stall_timeout = u64::MAX).unwrap_err();
+            assert!(refused.contains("stall_timeout is not from 1 to"), "{refused}");
+        }
     }
 
     #[test]
