@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper::header::HeaderValue;
@@ -47,6 +47,20 @@ const SOCKET_PATH_MAX: usize = 107;
 pub const SOCKET_HEADER: &str = "x-pgthaw-socket";
 /// Marks the answer of the other machine's `pgthaw attach` that nothing listens on that socket.
 pub const NOT_LISTENING_HEADER: &str = "x-pgthaw-not-listening";
+
+/// How long another machine may take to answer a call that starts something, or asks for what is known.
+const QUICK: Duration = Duration::from_secs(60);
+/// How long it may take for what reads or removes files.
+const LONG: Duration = Duration::from_secs(30 * 60);
+/// The calls that do, by the end of their path.
+const LONG_CALLS: [&str; 8] =
+    ["/check", "/checksums", "/delivered", "/find", "/gone", "/map", "/undo", "/undo-target"];
+/// The largest answer, in bytes: far more than the databases and files of a large cluster take.
+const ANSWER_MAX: usize = 256 << 20;
+/// The largest answer that tells of an error, in bytes.
+const REFUSAL_MAX: usize = 64 << 10;
+/// The largest event of a stream, in bytes.
+const EVENT_MAX: usize = 64 << 20;
 
 /// Where requests go.
 #[derive(Debug, Clone)]
@@ -106,7 +120,9 @@ pub enum ClientError {
 /// Sends one request and returns its decoded answer. A body is sent as JSON; an empty answer reads as `null`, so
 /// that `T` may be `()`.
 ///
-/// Only connecting has a deadline (5 s): an answer may take as long as the work behind it.
+/// On this machine only connecting has a deadline (5 s): an answer may take as long as the work behind it. Another machine has to
+/// answer within a time that the call cannot need, and its line is not used again where it does not: it may be a machine that answers
+/// pings and nothing else, and other sessions share the line.
 ///
 /// # Errors
 /// [`ClientError`]; [`ClientError::Api`] for every status outside 2xx.
@@ -122,8 +138,11 @@ pub async fn request<T: DeserializeOwned>(
             .map_err(|err| broken(address, format!("the request is no JSON: {err}")))?,
         None => Vec::new(),
     };
-    let response = send(address, method, path, "application/json", bytes).await?;
-    decode(address, response).await
+    let answer = async {
+        let response = send(address, method, path, "application/json", bytes).await?;
+        decode(address, response).await
+    };
+    in_time(address, path, answer).await
 }
 
 /// Sends `bytes` as they are with `PUT` and returns the decoded answer. Beware of axum's limit for bodies on the other side.
@@ -136,8 +155,28 @@ pub async fn put_bytes<T: DeserializeOwned>(
     bytes: Vec<u8>,
 ) -> Result<T, ClientError> {
     let address = &address.into();
-    let response = send(address, "PUT", path, "application/octet-stream", bytes).await?;
-    decode(address, response).await
+    let answer = async {
+        let response = send(address, "PUT", path, "application/octet-stream", bytes).await?;
+        decode(address, response).await
+    };
+    in_time(address, path, answer).await
+}
+
+/// Waits for the answer of another machine only as long as the call can take.
+async fn in_time<T>(
+    address: &Address,
+    path: &str,
+    answer: impl Future<Output = Result<T, ClientError>>,
+) -> Result<T, ClientError> {
+    let Address::Far(machine, _) = address else { return answer.await };
+    let limit = if LONG_CALLS.iter().any(|call| path.ends_with(call)) { LONG } else { QUICK };
+    match tokio::time::timeout(limit, answer).await {
+        Ok(answer) => answer,
+        Err(_) => {
+            machine.leave_line();
+            Err(broken(address, format!("no answer within {} s", limit.as_secs())))
+        }
+    }
 }
 
 /// Opens a stream of server-sent events.
@@ -188,6 +227,10 @@ impl EventStream {
                 Some(Err(err)) => return Err(broken(&self.address, describe(&err))),
                 Some(Ok(frame)) => {
                     if let Some(bytes) = frame.data_ref() {
+                        if self.parser.size() + bytes.len() > EVENT_MAX {
+                            let reason = format!("an event has more than {EVENT_MAX} bytes");
+                            return Err(broken(&self.address, reason));
+                        }
                         self.parser.feed(bytes);
                     }
                 }
@@ -215,6 +258,11 @@ struct EventParser {
 impl EventParser {
     fn feed(&mut self, bytes: &[u8]) {
         self.pending.extend_from_slice(bytes);
+    }
+
+    /// Bytes that are held of an event that has not ended yet.
+    fn size(&self) -> usize {
+        self.pending.len() + self.data.iter().map(String::len).sum::<usize>()
     }
 
     fn next_event(&mut self) -> Option<RawEvent> {
@@ -307,19 +355,28 @@ async fn decode<T: DeserializeOwned>(
     if !response.status().is_success() {
         return Err(refusal(address, response).await);
     }
-    let body = response.into_body().collect().await;
-    let body = body.map_err(|err| broken(address, describe(&err)))?.to_bytes();
+    let body = collect(address, response, ANSWER_MAX).await?;
     let json: &[u8] = if body.is_empty() { b"null" } else { &body };
     serde_json::from_slice(json)
         .map_err(|err| broken(address, format!("the answer is not what was asked for: {err}")))
 }
 
+/// Reads a body of at most `most` bytes: who answers may be anybody.
+async fn collect(
+    address: &Address,
+    response: Response<Incoming>,
+    most: usize,
+) -> Result<Bytes, ClientError> {
+    let body = Limited::new(response.into_body(), most).collect().await;
+    Ok(body.map_err(|err| broken(address, causes(&*err)))?.to_bytes())
+}
+
 /// Returns what an answer outside 2xx says.
 async fn refusal(address: &Address, response: Response<Incoming>) -> ClientError {
     let status = response.status();
-    let body = match response.into_body().collect().await {
-        Ok(body) => body.to_bytes(),
-        Err(err) => return broken(address, describe(&err)),
+    let body = match collect(address, response, REFUSAL_MAX).await {
+        Ok(body) => body,
+        Err(error) => return error,
     };
     match serde_json::from_slice::<ApiError>(&body) {
         Ok(error) => ClientError::Api(error),
@@ -339,8 +396,12 @@ fn broken(address: &Address, reason: String) -> ClientError {
 
 /// Returns an error with its sources: hyper keeps the reason there.
 fn describe(err: &hyper::Error) -> String {
+    causes(err)
+}
+
+fn causes(err: &(dyn std::error::Error + 'static)) -> String {
     let mut text = err.to_string();
-    let mut source = std::error::Error::source(err);
+    let mut source = err.source();
     while let Some(err) = source {
         text = format!("{text}: {err}");
         source = err.source();

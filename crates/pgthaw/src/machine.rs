@@ -61,6 +61,13 @@ impl Machine {
         Ok(line.insert(Line::over(&self.name, open).await?).clone())
     }
 
+    /// Makes no more calls on the line there is: the next one makes a new line. Calls that are under way may still end.
+    pub fn leave_line(&self) {
+        if let Ok(mut line) = self.line.try_lock() {
+            *line = None; // who holds the lock is making a new one
+        }
+    }
+
     /// Whether the line for calls has broken, or was never made.
     pub async fn is_cut(&self) -> bool {
         self.line.lock().await.as_ref().is_none_or(Line::is_closed)

@@ -9,6 +9,7 @@ mod attach;
 mod cli;
 mod configuration;
 mod delivered;
+mod escapes;
 mod http;
 mod internal;
 mod leftovers;

@@ -151,7 +151,7 @@ async fn watch(
             message = messages.recv() => match message {
                 Some(Message::Log { number, line }) if number >= told => {
                     told = number + 1;
-                    progress.tell(&line.text);
+                    progress.tell(&line.text.replace('\n', "\n    "));
                 }
                 Some(Message::Log { .. }) => {}
                 Some(Message::Status(status)) => {

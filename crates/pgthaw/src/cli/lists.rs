@@ -339,7 +339,11 @@ fn database_state_word(state: DatabaseState) -> &'static str {
 
 /// Returns a line of a session's log for people; further lines of its text are indented.
 pub fn log_line(line: &LogLine, zone: &TimeZone) -> String {
-    format!("{}  {}\n", text::time(line.at, zone), line.text.trim_end().replace('\n', "\n    "))
+    format!(
+        "{}  {}\n",
+        text::time(line.at, zone),
+        text::lines(line.text.trim_end()).replace('\n', "\n    ")
+    )
 }
 
 /// Returns what `clean` removed, or would remove, for people.

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
+use super::text;
 use crate::wire::ApiError;
 
 /// Exit code of a failure, and of an export that was delivered in part.
@@ -19,13 +20,17 @@ pub const INTERRUPTED: u8 = 130;
 /// Exit code after SIGTERM.
 pub const TERMINATED: u8 = 143;
 
-/// Prints data on standard output; `text` ends with a newline.
+/// The longest line that is said, in characters: words of another host may be endless.
+const LONGEST_LINE: usize = 4000;
+
+/// Prints data on standard output; `text` ends with a newline. What a terminal would obey, which names in a backup may hold, is
+/// escaped.
 ///
 /// # Errors
 /// It cannot be written, on a full disk for example. A reader that went away is none: nobody wants to know.
 pub fn print(text: &str) -> Result<(), ApiError> {
     let mut output = io::stdout().lock();
-    written(output.write_all(text.as_bytes()).and_then(|()| output.flush()))
+    written(output.write_all(text::lines(text).as_bytes()).and_then(|()| output.flush()))
 }
 
 /// Prints `value` as JSON on standard output.
@@ -60,20 +65,35 @@ fn written(result: io::Result<()>) -> Result<(), ApiError> {
     }
 }
 
-/// Says one line on standard error.
-pub fn tell(line: &str) {
-    let _ = writeln!(io::stderr().lock(), "{line}"); // a lost terminal
+/// Says one line, or several, on standard error; what a terminal would obey is escaped.
+pub fn tell(lines: &str) {
+    let lines = lines.lines().map(shown);
+    let _ = writeln!(io::stderr().lock(), "{}", lines.collect::<Vec<_>>().join("\n")); // a lost terminal
 }
 
-/// Says an error, one line for each of its lines, and its hint.
+/// Says an error, one line for each of its lines, and its hint. Lines after the first are indented: whatever words of another host
+/// are in it, no error and no hint begins there.
 pub fn tell_error(error: &ApiError) {
     let label = if colours() { "\x1b[1;31merror:\x1b[0m" } else { "error:" };
-    for line in error.message.lines() {
-        tell(&format!("pgthaw: {label} {}", unlabelled(line)));
+    let lines = continued(&error.message);
+    let lines = lines.map(|line| format!("pgthaw: {label} {}", shown(&line)));
+    let hints = error.hint.iter().flat_map(|hint| continued(hint));
+    let hints = hints.map(|line| format!("hint: {}", shown(&line)));
+    for line in lines.chain(hints) {
+        let _ = writeln!(io::stderr().lock(), "{line}"); // a lost terminal
     }
-    for line in error.hint.iter().flat_map(|hint| hint.lines()) {
-        tell(&format!("hint: {line}"));
-    }
+}
+
+fn shown(line: &str) -> String {
+    text::beginning(&text::one_line(line), LONGEST_LINE)
+}
+
+/// The lines of a message, those after the first indented.
+fn continued(message: &str) -> impl Iterator<Item = String> + '_ {
+    message.lines().enumerate().map(|(number, line)| match number {
+        0 => unlabelled(line).to_owned(),
+        _ => format!("  {}", line.trim_start()),
+    })
 }
 
 /// A line of an error without the label that the words of another of our processes have already.
@@ -98,7 +118,7 @@ pub fn can_ask() -> bool {
 
 /// Asks a question whose default answer is no.
 pub fn ask(question: &str) -> bool {
-    let _ = write!(io::stderr().lock(), "{question} [y/N] ");
+    let _ = write!(io::stderr().lock(), "{} [y/N] ", text::lines(question));
     let mut answer = String::new();
     let read = io::stdin().read_line(&mut answer);
     read.is_ok() && ["y", "yes"].contains(&answer.trim().to_lowercase().as_str())
@@ -120,6 +140,15 @@ mod tests {
         written(Err(io::ErrorKind::BrokenPipe.into())).unwrap();
         let error = written(Err(io::ErrorKind::StorageFull.into())).unwrap_err();
         assert!(error.message.starts_with("write to standard output: ") && !error.usage);
+    }
+
+    #[test]
+    fn no_line_of_a_message_can_pass_for_another_message() {
+        let lines: Vec<String> =
+            continued("pgthaw: error: a\npgthaw: error: forged\n  b\nhint: forged").collect();
+        assert_eq!(lines, ["a", "  pgthaw: error: forged", "  b", "  hint: forged"]);
+        assert_eq!(shown("\x1b[2J"), "\\u{1b}[2J");
+        assert!(shown(&"x".repeat(1 << 20)).len() < LONGEST_LINE + 100);
     }
 
     #[test]

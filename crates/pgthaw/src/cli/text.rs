@@ -1,11 +1,11 @@
 //! Sizes, times and words as people read them.
 
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
+pub use crate::escapes::{beginning, lines, one_line};
 pub use crate::sizes::human_size as size;
 
 /// Returns a time in `zone` with its offset, as PostgreSQL writes it: `2026-11-22 01:10:44+01`.
@@ -32,19 +32,6 @@ pub fn duration(length: Duration) -> String {
 /// Returns `count` of a thing: `1 database`, `2 databases`.
 pub fn count(count: usize, thing: &str) -> String {
     if count == 1 { format!("1 {thing}") } else { format!("{count} {thing}s") }
-}
-
-/// Returns `text` on one line: control characters, which names may hold, as `\u{…}`.
-pub fn one_line(text: &str) -> String {
-    let mut line = String::with_capacity(text.len());
-    for char in text.chars() {
-        if char.is_control() {
-            let _ = write!(line, "{}", char.escape_default()); // writing to a String cannot fail
-        } else {
-            line.push(char);
-        }
-    }
-    line
 }
 
 /// Returns `word` as a shell takes it for itself.
@@ -91,11 +78,5 @@ mod tests {
         for (word, want) in cases {
             assert_eq!(shell_word(word), want);
         }
-    }
-
-    #[test]
-    fn names_stay_on_their_line() {
-        assert_eq!(one_line("a\nb\x1b[31m"), r"a\nb\u{1b}[31m");
-        assert_eq!(one_line("größe"), "größe");
     }
 }

@@ -117,10 +117,15 @@ impl AgentLink {
         let answer = http::request(&self.address, "GET", &path, None::<()>);
         match tokio::time::timeout(agent::OBSERVE_LIMIT * 3, answer).await {
             Ok(answer) => answer,
-            Err(_) => Err(ClientError::Broken {
-                address: self.address.to_string(),
-                reason: "no answer in time".into(),
-            }),
+            Err(_) => {
+                if let Address::Far(machine, _) = &self.address {
+                    machine.leave_line();
+                }
+                Err(ClientError::Broken {
+                    address: self.address.to_string(),
+                    reason: "no answer in time".into(),
+                })
+            }
         }
     }
 

@@ -102,7 +102,7 @@ impl RecoveryService {
         for id in self.sessions.ids().unwrap_or_default() {
             let active = self.stored(&id).is_ok_and(|(session, _)| session.state.is_active());
             if active && let Err(err) = self.clone().resume(&id, []) {
-                eprintln!("session {id}: {}", err.message);
+                eprintln!("session {id}: {}", crate::escapes::one_line(&err.message));
             }
         }
     }

@@ -3,6 +3,7 @@
 use pgthaw_session::session::Entry;
 use pgthaw_session::{ExportRequest, RecoveryChoice};
 
+use crate::escapes::one_line;
 use crate::wire::{ApiError, BackupFacts, CheckReport, Finding};
 
 /// A report's warnings, for the journal.
@@ -32,7 +33,7 @@ pub fn refusal(report: &CheckReport) -> Result<(), ApiError> {
 
 fn with_remedy(finding: &Finding) -> String {
     let remedy = finding.remedy.as_ref().map(|remedy| format!(" ({remedy})"));
-    format!("{}{}", finding.message, remedy.unwrap_or_default())
+    one_line(&format!("{}{}", finding.message, remedy.unwrap_or_default()))
 }
 
 /// Refuses names that the backup does not hold, where it is not recovered beyond its end.
