@@ -16,6 +16,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::bounded;
 use super::link::Message;
 use super::wire_error::WireError;
 use crate::chunk::{ChunkSum, FileSum};
@@ -41,6 +42,7 @@ pub(super) enum ToTarget {
     Begin {
         round: u32,
         place: OwnedPlace,
+        #[serde(deserialize_with = "bounded::list")]
         files: Vec<Wanted>,
     },
     /// A chunk of a file; its data is the body, compressed if it is `packed`.
@@ -80,6 +82,7 @@ pub(super) enum ToSource {
         round: u32,
         file: u32,
         first: u64,
+        #[serde(deserialize_with = "bounded::list")]
         sums: Vec<ChunkSum>,
     },
     /// Nothing else is there.
@@ -151,17 +154,44 @@ pub(super) struct Wanted {
 /// A method of [`crate::Target`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) enum Call {
-    KeepSums { name: String, sums: Vec<SumEntry> },
-    KeptSums { name: String },
-    KeepNote { name: String, note: String },
-    KeptNote { name: String },
-    PublishDatabase { database: String, files: Vec<String> },
-    PublishedBefore { database: String },
-    PublishFile { name: String },
+    KeepSums {
+        name: String,
+        #[serde(deserialize_with = "bounded::list")]
+        sums: Vec<SumEntry>,
+    },
+    KeptSums {
+        name: String,
+    },
+    KeepNote {
+        name: String,
+        note: String,
+    },
+    KeptNote {
+        name: String,
+    },
+    PublishDatabase {
+        database: String,
+        #[serde(deserialize_with = "bounded::list")]
+        files: Vec<String>,
+    },
+    PublishedBefore {
+        database: String,
+    },
+    PublishFile {
+        name: String,
+    },
     RemoveReplaced,
-    WriteSha256sums { sums: Vec<SumEntry> },
-    WriteExportJson { json: Vec<u8> },
-    ExportBytes { sums: Vec<SumEntry> },
+    WriteSha256sums {
+        #[serde(deserialize_with = "bounded::list")]
+        sums: Vec<SumEntry>,
+    },
+    WriteExportJson {
+        json: Vec<u8>,
+    },
+    ExportBytes {
+        #[serde(deserialize_with = "bounded::list")]
+        sums: Vec<SumEntry>,
+    },
     RemoveStaging,
 }
 
@@ -169,8 +199,37 @@ pub(super) enum Call {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Answer {
     Done,
-    Sums(Option<Vec<SumEntry>>),
+    Sums(#[serde(deserialize_with = "bounded::optional_list")] Option<Vec<SumEntry>>),
     Note(Option<String>),
     Name(String),
     Bytes(Option<u64>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::bounded::LIST_MAX;
+    use super::*;
+
+    /// A byte each on the connection, fifty in memory.
+    #[test]
+    fn lists_of_nothing_take_no_memory() {
+        let call = |files| ToTarget::Call {
+            round: 1,
+            call: Call::PublishDatabase { database: "crm".into(), files },
+        };
+        let bytes = postcard::to_stdvec(&call(vec!["f".into(); 3])).unwrap();
+        assert!(postcard::from_bytes::<ToTarget>(&bytes).is_ok());
+        // The same with a list that announces more, and brings them.
+        let at = bytes.len() - 7; // the length, then three names of two bytes
+        assert_eq!(bytes[at], 3);
+        for (count, want) in [(LIST_MAX, true), (LIST_MAX + 1, false), (60 << 20, false)] {
+            let mut many = bytes[..at].to_vec();
+            many.extend(postcard::to_stdvec(&count).unwrap());
+            many.resize(many.len() + count, 0);
+            assert_eq!(postcard::from_bytes::<ToTarget>(&many).is_ok(), want, "{count}");
+        }
+        let sums = Answer::Sums(Some(Vec::new()));
+        let bytes = postcard::to_stdvec(&sums).unwrap();
+        assert!(matches!(postcard::from_bytes(&bytes), Ok(Answer::Sums(Some(_)))));
+    }
 }

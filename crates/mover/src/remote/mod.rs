@@ -5,6 +5,7 @@
 //! is sure. Connections come from outside (`connection`); `link` keeps one alive and `frame` gives messages their form.
 
 mod arriving;
+mod bounded;
 mod connection;
 mod frame;
 mod journal;
