@@ -26,6 +26,9 @@ use crate::wire::{
     DatabasesRequest, LogLine, SessionCreated,
 };
 
+/// How an error begins to list the stanzas of a repository ([`pgthaw_source::error::SourceError`]).
+const SEVERAL_STANZAS: &str = "holds several stanzas";
+
 type Service = State<Arc<RecoveryService>>;
 
 /// Counts requests, so that a server knows when it has nothing to do.
@@ -146,7 +149,7 @@ fn repository(
             return Err(not_allowed(caller, &format!("repository `{name}`")));
         }
         let known = door.configuration.repositories.get(name).and_then(|r| r.stanza.as_ref());
-        if choice.stanza.is_some() && known.is_some() && choice.stanza.as_ref() != known {
+        if choice.stanza.is_some() && choice.stanza.as_ref() != known {
             return Err(not_allowed(caller, "another stanza than the one that is configured"));
         }
         let paths = choice.wal_archives.first().or(choice.backup_label.as_ref());
@@ -158,6 +161,26 @@ fn repository(
         }
     }
     resolve_name(choice, &door.configuration)
+}
+
+/// What a caller by rules may know of an error about a repository: neither where it lies nor what else is in it.
+fn discreet(caller: &Caller, door: &Door, asked: &RepositoryChoice, error: ApiError) -> ApiError {
+    let known = asked.name.as_ref().and_then(|name| door.configuration.repositories.get(name));
+    let (Some(_), Some(name), Some(known)) = (caller.rules(), &asked.name, known) else {
+        return error;
+    };
+    let paths = known.path.iter().chain(&known.wal_archives);
+    let hidden = |text: &str| {
+        paths
+            .clone()
+            .fold(text.to_owned(), |text, path| text.replace(&*path.to_string_lossy(), name))
+    };
+    let mut message = hidden(&error.message);
+    if let Some(at) = message.find(SEVERAL_STANZAS) {
+        message.truncate(at + SEVERAL_STANZAS.len());
+        message.push_str(", and this server's configuration names none of them");
+    }
+    ApiError { message, hint: error.hint.as_deref().map(hidden), ..error }
 }
 
 /// Finds what an export was asked for, if the caller may have it.
@@ -231,10 +254,11 @@ async fn backups(
     Json(choice): Json<RepositoryChoice>,
 ) -> Result<Json<BackupsAnswer>, ApiError> {
     let asked = choice.to_string();
-    let found = match repository(&caller, &door, choice) {
-        Ok(choice) => mount_service::backups(choice).await,
+    let found = match repository(&caller, &door, choice.clone()) {
+        Ok(found) => mount_service::backups(found).await,
         Err(error) => Err(error),
     };
+    let found = found.map_err(|error| discreet(&caller, &door, &choice, error));
     looked(&service, &caller, "backups", (&asked, None), &found);
     found.map(Json)
 }
@@ -246,7 +270,9 @@ async fn databases(
     Json(request): Json<DatabasesRequest>,
 ) -> Result<Json<DatabasesAnswer>, ApiError> {
     let asked = (request.repository.to_string(), request.backup.clone());
+    let choice = request.repository.clone();
     let found = databases_of(&caller, &door, request).await;
+    let found = found.map_err(|error| discreet(&caller, &door, &choice, error));
     looked(&service, &caller, "databases", (&asked.0, asked.1.as_deref()), &found);
     found.map(Json)
 }
@@ -279,6 +305,7 @@ async fn check(
         Ok(request) => service.check(request).await,
         Err(error) => Err(error),
     };
+    let checked = checked.map_err(|error| discreet(&caller, &door, &asked.repository, error));
     let result = checked.as_ref().map(|_| None).map_err(|err| &*err.message);
     was_asked(&service, &caller, "check", &asked, result);
     checked.map(Json)
@@ -294,6 +321,7 @@ async fn create(
         Ok(request) => service.clone().create(request).await,
         Err(error) => Err(error),
     };
+    let created = created.map_err(|error| discreet(&caller, &door, &asked.repository, error));
     let result = created.as_ref().map(|id| Some(&**id)).map_err(|err| &*err.message);
     was_asked(&service, &caller, "export", &asked, result);
     created.map(|id| Json(SessionCreated { id }))
@@ -446,7 +474,7 @@ async fn clean(
         let hosts = [asked.staging.as_ref(), asked.target_machine()];
         caller.owns(asked.requester.as_ref()) && (host.is_none() || hosts.contains(&host))
     };
-    Json(service.clean(request.dry_run, is_asked_for).await)
+    Json(service.clean(request.dry_run, caller.rules().is_none(), is_asked_for).await)
 }
 
 /// Every change of a session until it is no longer at work: `log` events from the beginning, `status` events from now.
@@ -519,11 +547,8 @@ staging = ['mount-server']
 targets = ['files:*']
 ";
 
-    /// What becomes of ann's request, or of that of one who may do everything.
-    fn resolved(
-        by_rules: bool,
-        change: impl FnOnce(&mut ExportRequest),
-    ) -> Result<ExportRequest, String> {
+    /// Ann, kept to her rule or allowed everything, at the team's socket.
+    fn ann(by_rules: bool) -> (Caller, Door) {
         let configuration: Arc<Configuration> = Arc::new(toml::from_str(CONFIGURATION).unwrap());
         let rights = match by_rules {
             true => Rights::Rules(configuration.allow.clone()),
@@ -532,7 +557,15 @@ targets = ['files:*']
         let account = Requester { user: "ann".into(), uid: 7 };
         let caller = Caller { account, rights, team: true };
         let callers = Arc::new(Callers::new(configuration.clone()));
-        let door = Door { configuration, callers, team: true };
+        (caller, Door { configuration, callers, team: true })
+    }
+
+    /// What becomes of ann's request.
+    fn resolved(
+        by_rules: bool,
+        change: impl FnOnce(&mut ExportRequest),
+    ) -> Result<ExportRequest, String> {
+        let (caller, door) = ann(by_rules);
         let mut request: ExportRequest = serde_json::from_value(serde_json::json!({
             "repository": { "name": "prod", "path": "" }, "databases": ["crm"],
             "target_host": "files", "target": "monday",
@@ -556,6 +589,28 @@ targets = ['files:*']
         let asked = got.as_asked.unwrap();
         let again = resolved(true, |request| *request = *asked).unwrap();
         assert_eq!(again.target, got.target);
+    }
+
+    #[test]
+    fn errors_do_not_tell_where_a_repository_lies_and_what_else_is_in_it() {
+        let choice: RepositoryChoice =
+            serde_json::from_str(r#"{ "name": "prod", "path": "" }"#).unwrap();
+        let error = || ApiError {
+            message: "repository `/backups` holds several stanzas: main, payroll".into(),
+            hint: Some("name one of /backups".into()),
+            usage: false,
+        };
+        let told = |by_rules| {
+            let (caller, door) = ann(by_rules);
+            discreet(&caller, &door, &choice, error())
+        };
+        assert_eq!(told(false), error());
+        let told = told(true);
+        assert_eq!(
+            told.message,
+            "repository `prod` holds several stanzas, and this server's configuration names none of them"
+        );
+        assert_eq!(told.hint.as_deref(), Some("name one of prod"));
     }
 
     #[test]

@@ -300,12 +300,14 @@ impl RecoveryService {
     pub async fn clean(
         self: Arc<Self>,
         dry_run: bool,
+        tells_all: bool,
         is_asked_for: impl Fn(&ExportRequest) -> bool,
     ) -> CleanAnswer {
         let mut answer = CleanAnswer::default();
         for id in self.sessions.ids().unwrap_or_default() {
             let session = match self.stored(&id) {
                 Ok((session, _)) => session,
+                Err(_) if !tells_all => continue, // whose it is cannot be told
                 Err(err) => {
                     let hint = err.hint.map(|hint| format!(" ({hint})")).unwrap_or_default();
                     answer.failed.push(format!("session {id}: {}{hint}", err.message));

@@ -49,9 +49,14 @@ pub fn refuse_unknown(request: &ExportRequest, facts: &BackupFacts) -> Result<()
     }
     let there: Vec<&str> =
         facts.databases.iter().filter(|d| d.allows_connections).map(|d| d.name.as_str()).collect();
+    let hint = match &request.requester {
+        None => format!("it holds {}", quoted(&there)),
+        // not everybody who asks a team's server may know of all of them
+        Some(_) => "`pgthaw databases` lists those that you may know of".into(),
+    };
     Err(ApiError {
         message: format!("backup {} holds no database {}", facts.backup.id, quoted(&unknown)),
-        hint: Some(format!("it holds {}", quoted(&there))),
+        hint: Some(hint),
         usage: true,
     })
 }

@@ -87,9 +87,16 @@ impl SessionsDirectory {
     }
 }
 
-/// Removes a session's directory that holds nothing but a journal without a whole record.
+/// Removes a session's directory that holds nothing but a journal without a whole record. Where there is more, as an agent's log, the
+/// session had begun and its journal was damaged: that is for somebody to look at.
 fn remove_if_never_begun(directory: &Path) {
     let journal = directory.join(journal::FILE_NAME);
+    let other = |entry: io::Result<fs::DirEntry>| {
+        entry.is_ok_and(|entry| entry.file_name() != journal::FILE_NAME)
+    };
+    if fs::read_dir(directory).is_ok_and(|mut entries| entries.any(other)) {
+        return;
+    }
     let begun = match fs::read(&journal) {
         Ok(bytes) => bytes.contains(&b'\n'),
         Err(err) => err.kind() != io::ErrorKind::NotFound,
@@ -156,7 +163,12 @@ mod tests {
                 fs::write(directory.join(file), text).unwrap();
             }
         }
+        let begun = state.path().join("sessions/its agent had begun");
+        fs::create_dir_all(&begun).unwrap();
+        fs::write(begun.join("journal"), "0123abcd {\"at\"").unwrap();
+        fs::write(begun.join("agent.log"), "").unwrap();
         let sessions = SessionsDirectory::open(state.path()).unwrap();
+        assert_eq!(sessions.ids().unwrap().last().unwrap(), "its agent had begun");
         for (name, _, stays) in cases {
             assert_eq!(sessions.of(name).exists(), stays, "{name}");
         }
