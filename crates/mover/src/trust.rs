@@ -3,10 +3,14 @@
 //! `globals.sql` and a dump are loaded by a superuser: whoever can put another file in their place becomes one. The answer is
 //! asked for before anything is made, and again of the opened directories when the target is made.
 
-use std::os::fd::AsFd;
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{self, CWD, Mode, OFlags, Stat};
+use rustix::fs::{self, CWD, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
 use rustix::process::{getegid, geteuid};
 
 use crate::directory::Directory;
@@ -25,6 +29,11 @@ const WITHOUT_OWNERS: [u64; 9] = [
     0x6573_5546,
     0x0102_1997,
 ];
+
+/// How a directory or link on the way is opened: itself, without reading it.
+const PLACE: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// Most links on the way, as for the kernel (`path_resolution(7)`).
+const LINKS_MAX: u32 = 40;
 
 /// What helps against an objection.
 pub(crate) const REMEDY: &str = "name a directory that belongs to the exporting account or root, and that others may not write; or export as the account that it belongs to";
@@ -57,7 +66,7 @@ enum Verdict {
 }
 
 impl Trust {
-    /// Looks at every directory from `/` to `directory`, which has to be there. Links on the way are followed first.
+    /// Looks at every directory from `/` to `directory`, which has to be there, and at every link on the way.
     ///
     /// # Errors
     /// What cannot be opened.
@@ -80,7 +89,7 @@ impl Trust {
     }
 }
 
-/// Opens `path` if nobody else can exchange what lies there; links on the way are followed first.
+/// Opens `path` if nobody else can exchange what lies there, or where links on the way lead.
 ///
 /// # Errors
 /// [`MoveError::Distrusted`], or what cannot be opened.
@@ -92,33 +101,83 @@ pub(crate) fn open_trusted(path: &Path) -> Result<Directory, MoveError> {
     }
 }
 
-/// Opens every directory on the way, one in the other, so that what was looked at is what is opened.
+/// Opens every directory on the way, one in the other, and follows links itself, so that what is judged is what is opened: a link that
+/// somebody else has put on the way leads nowhere.
 fn open(path: &Path) -> Result<(Directory, Trust), MoveError> {
-    const FLAGS: OFlags =
-        OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-    let real = path.canonicalize().map_err(|err| MoveError::target("open", path, path, err))?;
     let (ours, group) = (geteuid().as_raw(), getegid().as_raw());
     let mut trust = Trust::default();
-    let mut so_far = PathBuf::from("/");
-    let mut last = fs::openat(CWD, "/", FLAGS | OFlags::PATH, Mode::empty())
-        .map_err(|err| MoveError::target("open", path, &so_far, err))?;
-    let parts: Vec<_> = real.components().collect();
-    for (number, part) in parts.iter().enumerate() {
-        if let Component::Normal(part) = part {
-            so_far.push(part);
-            // Only the target itself is read; who may pass the others need not be able to list them.
-            let flags = if number + 1 == parts.len() { FLAGS } else { FLAGS | OFlags::PATH };
-            last = fs::openat(&last, *part, flags, Mode::empty())
-                .map_err(|err| MoveError::target("open", path, &so_far, err))?;
+    let failed = |action, at: &Path, err: Errno| MoveError::target(action, path, at, err);
+    let absolute =
+        std::path::absolute(path).map_err(|err| MoveError::target("open", path, path, err))?;
+    let mut ahead: VecDeque<OsString> = parts(&absolute);
+    let mut way = vec![root().map_err(|err| failed("open", Path::new("/"), err))?];
+    let mut links = 0;
+    way.last()
+        .map_or(Ok(()), |last| look(last, &mut trust, (ours, group)))
+        .map_err(|err| failed("stat", Path::new("/"), err))?;
+    while let Some(part) = ahead.pop_front() {
+        if part == ".." {
+            way.truncate((way.len() - 1).max(1));
+            continue;
         }
-        let failed = |err| MoveError::target("stat", path, &so_far, err);
-        let stat = fs::fstat(last.as_fd()).map_err(failed)?;
-        let kind = fs::fstatfs(last.as_fd()).map_err(failed)?.f_type;
-        let keeps_owners = !WITHOUT_OWNERS
-            .contains(&u64::from(u32::try_from(kind & 0xFFFF_FFFF).unwrap_or_default()));
-        trust.add(&so_far, judge(&stat, ours, group), keeps_owners);
+        let (above, directory) = way.last().expect("the root stays");
+        let at = above.join(&part);
+        let opened = fs::openat(directory, &part, PLACE, Mode::empty());
+        let opened = opened.map_err(|err| failed("open", &at, err))?;
+        let stat = fs::fstat(&opened).map_err(|err| failed("stat", &at, err))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
+            way.push((at.clone(), opened));
+            let last = way.last().expect("it was just put there");
+            look(last, &mut trust, (ours, group)).map_err(|err| failed("stat", &at, err))?;
+            continue;
+        }
+        links += 1;
+        if links > LINKS_MAX {
+            return Err(failed("open", &at, Errno::LOOP));
+        }
+        if ![0, ours].contains(&stat.st_uid) {
+            let why = format!("is a link of another account (user id {})", stat.st_uid);
+            trust.add(&at, Verdict::Objection(why), true);
+        }
+        let to = fs::readlinkat(&opened, "", Vec::new()).map_err(|err| failed("read", &at, err))?;
+        let to = PathBuf::from(OsString::from_vec(to.into_bytes()));
+        if to.is_absolute() {
+            way.truncate(1);
+        }
+        for part in parts(&to).into_iter().rev() {
+            ahead.push_front(part);
+        }
     }
-    Ok((Directory::opened(real, last), trust))
+    let (real, last) = way.pop().expect("the root stays");
+    let read = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let last = fs::openat(&last, ".", read, Mode::empty());
+    Ok((Directory::opened(real.clone(), last.map_err(|err| failed("open", &real, err))?), trust))
+}
+
+fn root() -> Result<(PathBuf, OwnedFd), Errno> {
+    Ok((PathBuf::from("/"), fs::openat(CWD, "/", PLACE, Mode::empty())?))
+}
+
+/// The names on a path, and `..`.
+fn parts(path: &Path) -> VecDeque<OsString> {
+    let part = |part: Component| match part {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
+    };
+    path.components().filter_map(part).collect()
+}
+
+/// Judges one directory of the way.
+fn look(
+    (path, directory): &(PathBuf, OwnedFd),
+    trust: &mut Trust,
+    (ours, group): (u32, u32),
+) -> Result<(), Errno> {
+    let stat = fs::fstat(directory)?;
+    let kind = u64::from(u32::try_from(fs::fstatfs(directory)?.f_type & 0xFFFF_FFFF).unwrap_or(0));
+    trust.add(path, judge(&stat, ours, group), !WITHOUT_OWNERS.contains(&kind));
+    Ok(())
 }
 
 /// Judges one directory for the account `ours` with the primary group `group`.
@@ -173,17 +232,37 @@ mod tests {
     }
 
     #[test]
-    fn every_directory_on_the_way_counts_and_links_are_followed_first() {
+    fn every_directory_and_link_on_the_way_counts() {
         let dir = tempfile::tempdir().unwrap();
-        let (open, inner) = (dir.path().join("open"), dir.path().join("open/inner"));
-        std::fs::create_dir_all(&inner).unwrap();
-        symlink(&inner, dir.path().join("link")).unwrap();
-        assert_eq!(Trust::look(&inner).unwrap().objection, None);
-        std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).unwrap();
-        for path in [&inner, &dir.path().join("link")] {
-            let (found, why) = Trust::look(path).unwrap().objection.unwrap();
-            assert_eq!((found, why.as_str()), (open.clone(), "may be written by every account"));
-            assert!(matches!(open_trusted(path), Err(MoveError::Distrusted { .. })));
+        let (top, inner) = (dir.path().canonicalize().unwrap(), "open/inner");
+        let (shared, real) = (top.join("open"), top.join(inner));
+        std::fs::create_dir_all(&real).unwrap();
+        std::fs::create_dir(top.join("links")).unwrap();
+        symlink(&real, top.join("absolute")).unwrap();
+        symlink("../open/./inner", top.join("links/relative")).unwrap();
+        symlink("loop", top.join("loop")).unwrap();
+        let paths = [inner, "absolute", "links/relative", "links/../open/inner"];
+        for path in paths.map(|path| top.join(path)) {
+            assert_eq!(Trust::look(&path).unwrap().objection, None, "{path:?}");
+            assert_eq!(open_trusted(&path).unwrap().path(), real, "{path:?}");
+        }
+        for missing in ["none", "open/none", "loop", "loop/x"] {
+            assert!(Trust::look(&top.join(missing)).is_err(), "{missing}");
+        }
+        std::fs::set_permissions(&shared, std::fs::Permissions::from_mode(0o777)).unwrap();
+        for path in paths.map(|path| top.join(path)) {
+            let (found, why) = Trust::look(&path).unwrap().objection.unwrap();
+            assert_eq!((found, why.as_str()), (shared.clone(), "may be written by every account"));
+            assert!(matches!(open_trusted(&path), Err(MoveError::Distrusted { .. })));
+        }
+        if geteuid().is_root() {
+            std::fs::set_permissions(&shared, std::fs::Permissions::from_mode(0o1777)).unwrap();
+            std::os::unix::fs::lchown(top.join("absolute"), Some(1234), None).unwrap();
+            let (found, why) = Trust::look(&top.join("absolute")).unwrap().objection.unwrap();
+            assert_eq!(
+                (found, &*why),
+                (top.join("absolute"), "is a link of another account (user id 1234)")
+            );
         }
     }
 }
