@@ -29,6 +29,8 @@ pub struct EarlierExport {
     pub files: Vec<String>,
     /// What lies in its databases' directories without being listed; `--replace` refuses then.
     pub foreign: Vec<String>,
+    /// The session that made it, as its `export.json` says.
+    pub session: Option<String>,
 }
 
 impl EarlierExport {
@@ -39,8 +41,22 @@ impl EarlierExport {
         }
         let Some(files) = read_listing(dir, SHA256SUMS, dir)? else { return Ok(None) };
         let foreign = foreign(dir, &files)?;
-        Ok(Some(Self { files, foreign }))
+        Ok(Some(Self { files, foreign, session: session(dir)? }))
     }
+}
+
+/// Reads which session made the export in `dir`, if its `export.json` tells.
+fn session(dir: &Directory) -> Result<Option<String>, MoveError> {
+    #[derive(serde::Deserialize)]
+    struct ExportJson {
+        session: String,
+    }
+    /// Far more than an `export.json` of thousands of databases takes, in bytes.
+    const LONGEST: u64 = 64 << 20;
+    let Some(file) = dir.find_file(EXPORT_JSON)? else { return Ok(None) };
+    let json: Result<ExportJson, _> =
+        serde_json::from_reader(std::io::BufReader::new(file.take(LONGEST)));
+    Ok(json.ok().map(|json| json.session))
 }
 
 /// Removes the earlier export from `dir`; what is left to do is kept in `staging`.

@@ -23,7 +23,8 @@ pub struct Rule {
     /// Names of staging servers; `mount-server` is the server's own machine.
     #[serde(default)]
     pub staging: Vec<String>,
-    /// Targets as `--to` names them; `caller` is the machine of whoever asks.
+    /// Targets: `caller` is the machine of whoever asks, `HOST:DIR` a directory of another host, `/DIR` one of the server's machine;
+    /// `*` alone is anything.
     #[serde(default)]
     pub targets: Vec<String>,
     /// Whether `globals.sql` may hold the roles' password hashes.
@@ -67,6 +68,26 @@ impl Rule {
         any(&self.databases, database)
     }
 
+    /// Whether one of the rule's targets, which name a kind of place with their form, allows this one: `caller`, `HOST:DIR` or `/DIR`.
+    fn allows_target(&self, destination: Option<Destination>) -> bool {
+        let Some(destination) = destination else { return false };
+        let allows = |pattern: &String| match (destination, pattern.as_str()) {
+            (_, "*") => true,
+            (Destination::Caller, pattern) => pattern == CALLER,
+            (Destination::Host(host, path), pattern) => {
+                pattern.split_once(':').is_some_and(|(hosts, paths)| {
+                    !hosts.contains('/')
+                        && matches_pattern(hosts, host)
+                        && matches_pattern(paths, path)
+                })
+            }
+            (Destination::Here(path), pattern) => {
+                pattern.starts_with('/') && matches_pattern(pattern, path)
+            }
+        };
+        self.targets.iter().any(allows)
+    }
+
     /// What of `asked` the rule does not allow.
     fn refusal(&self, asked: &Asked) -> Option<String> {
         let request = asked.request;
@@ -80,14 +101,12 @@ impl Rule {
             return Some(format!("database `{name}`"));
         }
         let staging = request.staging.as_deref().unwrap_or(MOUNT_SERVER);
-        if !any(&self.staging, staging) {
+        // A host that is really called so is not the server's own machine.
+        if request.staging.as_deref() == Some(MOUNT_SERVER) || !any(&self.staging, staging) {
             return Some(format!("staging server `{staging}`"));
         }
-        let target = asked.target();
-        // A pattern must not be left by way of `..`.
-        let inside = !target.split('/').any(|part| part == "..");
-        if !inside || !any(&self.targets, &target) {
-            return Some(format!("target `{target}`"));
+        if !self.allows_target(asked.destination()) {
+            return Some(format!("target `{}`", asked.target()));
         }
         (request.globals && request.role_passwords && !self.role_passwords)
             .then(|| "password hashes of roles (--no-role-passwords leaves them out)".into())
@@ -105,6 +124,35 @@ pub struct Asked<'a> {
     pub repository: &'a str,
     /// The request.
     pub request: &'a ExportRequest,
+}
+
+/// Where a dump is to go, as rules see it.
+#[derive(Debug, Clone, Copy)]
+enum Destination<'a> {
+    /// The machine of whoever asks.
+    Caller,
+    /// A directory of another machine; where it is relative, below the one that the configuration names.
+    Host(&'a str, &'a str),
+    /// A directory of the server's machine.
+    Here(&'a str),
+}
+
+impl<'a> Asked<'a> {
+    /// The destination; none for a path that no pattern can be about: one with `..`, by which a pattern could be left, one that is not
+    /// UTF-8, or a relative one on this machine.
+    fn destination(&self) -> Option<Destination<'a>> {
+        let request: &'a ExportRequest = self.request;
+        if request.target_caller.is_some() {
+            return request.target_host.is_none().then_some(Destination::Caller);
+        }
+        let path = request.target.to_str()?;
+        let inside = path.split('/').all(|part| part != "..");
+        match &request.target_host {
+            _ if !inside => None,
+            Some(host) => Some(Destination::Host(host, path)),
+            None => path.starts_with('/').then_some(Destination::Here(path)),
+        }
+    }
 }
 
 impl Asked<'_> {
@@ -188,7 +236,7 @@ mod tests {
     fn a_rule_allows_what_it_names_and_nothing_else() {
         let rules = [crm_team()];
         type Change = fn(&mut ExportRequest);
-        let cases: [(&str, Change); 13] = [
+        let cases: [(&str, Change); 18] = [
             ("", |_| {}),
             ("", |r| r.databases.push("sales_2026".into())),
             ("database `hr`", |r| r.databases.push("hr".into())),
@@ -208,6 +256,17 @@ mod tests {
                 r.target = "/srv/exports/../x".into();
             }),
             ("target `/etc`", |r| (r.target_caller, r.target) = (None, "/etc".into())),
+            // words of a rule in another place than its own
+            ("target `caller`", |r| (r.target_caller, r.target) = (None, "caller".into())),
+            ("target `files:/srv/exports/x`", |r| {
+                (r.target_caller, r.target) = (None, "files:/srv/exports/x".into());
+            }),
+            ("target `a:files:/srv/exports/x`", |r| {
+                (r.target_caller, r.target_host) = (None, Some("a:files".into()));
+                r.target = "/srv/exports/x".into();
+            }),
+            ("target `caller`", |r| r.target_host = Some("files".into())),
+            ("staging server `mount-server`", |r| r.staging = Some("mount-server".into())),
         ];
         for (want, change) in cases {
             match refused(&rules, change) {
@@ -226,6 +285,17 @@ mod tests {
         );
         let both = [crm_team(), hr];
         assert_eq!(refused(&both, |r| r.databases = vec!["hr".into()]), None);
+        let here = rule(
+            "user = 'ann'\nrepositories = ['prod']\ndatabases = ['crm']\nstaging = ['mount-server']\ntargets = ['/srv/*']\n",
+        );
+        let named = |staging: Option<&str>| {
+            let staging = staging.map(str::to_owned);
+            refused(std::slice::from_ref(&here), |r| {
+                (r.target_caller, r.target, r.staging) = (None, "/srv/x".into(), staging);
+            })
+        };
+        assert_eq!(named(None), None);
+        assert!(named(Some("mount-server")).is_some(), "an ssh host of that name");
         assert!(refused(&both, |r| r.databases.push("hr".into())).is_some());
         assert!(refused(&[], |_| {}).is_some());
     }

@@ -128,6 +128,9 @@ pub struct ExportRequest {
     /// Whether an earlier export in `target` is replaced.
     #[serde(default)]
     pub replace: bool,
+    /// The sessions whose exports may be replaced, where not everybody's may: those that the same caller of a team's server asked for.
+    #[serde(default)]
+    pub replaces_only: Option<Vec<String>>,
     /// How far to recover.
     #[serde(default)]
     pub recovery: RecoveryChoice,

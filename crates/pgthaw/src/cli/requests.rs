@@ -218,6 +218,7 @@ impl Surroundings {
                 Some(_) => options.target.path.clone(),
             },
             replace: options.replace,
+            replaces_only: None,
             recovery: if options.target_latest {
                 RecoveryChoice::Latest
             } else {
@@ -391,6 +392,7 @@ mod tests {
             as_asked: None,
             target: "/no/such/place/out".into(),
             replace: false,
+            replaces_only: None,
             recovery: RecoveryChoice::EndOfBackup,
             jobs: 4,
             compress: None,
@@ -515,6 +517,7 @@ mod tests {
             as_asked: None,
             target: "/no/such/out".into(),
             replace: true,
+            replaces_only: None,
             recovery: RecoveryChoice::Latest,
             jobs: 7,
             compress: Some("gzip:6".into()),

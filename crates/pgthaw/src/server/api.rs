@@ -217,6 +217,21 @@ fn resolve(
     Ok(request)
 }
 
+/// A caller by rules replaces his own exports only.
+fn keep_to_own(
+    service: &RecoveryService,
+    caller: &Caller,
+    mut request: ExportRequest,
+) -> ExportRequest {
+    request.replaces_only = None;
+    if request.replace && request.target_caller.is_none() && caller.rules().is_some() {
+        let sessions = service.list().into_iter().map(|status| status.id);
+        let own = sessions.filter(|id| own(service, caller, id).is_ok());
+        request.replaces_only = Some(own.collect());
+    }
+    request
+}
+
 /// Whether the caller's rules allow a request, by its names.
 fn allowed(caller: &Caller, asked: &ExportRequest) -> Result<(), ApiError> {
     let Some(rules) = caller.rules() else { return Ok(()) };
@@ -302,7 +317,7 @@ async fn check(
     Json(asked): Json<ExportRequest>,
 ) -> Result<Json<CheckAnswer>, ApiError> {
     let checked = match resolve(&caller, &door, asked.clone()) {
-        Ok(request) => service.check(request).await,
+        Ok(request) => service.check(keep_to_own(&service, &caller, request)).await,
         Err(error) => Err(error),
     };
     let checked = checked.map_err(|error| discreet(&caller, &door, &asked.repository, error));
@@ -318,7 +333,7 @@ async fn create(
     Json(asked): Json<ExportRequest>,
 ) -> Result<Json<SessionCreated>, ApiError> {
     let created = match resolve(&caller, &door, asked.clone()) {
-        Ok(request) => service.clone().create(request).await,
+        Ok(request) => service.clone().create(keep_to_own(&service, &caller, request)).await,
         Err(error) => Err(error),
     };
     let created = created.map_err(|error| discreet(&caller, &door, &asked.repository, error));

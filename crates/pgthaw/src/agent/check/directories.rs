@@ -3,7 +3,8 @@
 
 use std::path::Path;
 
-use pgthaw_mover::{Access, TargetReport, TargetState, Trust};
+use pgthaw_mover::{Access, EarlierExport, TargetReport, TargetState, Trust};
+use pgthaw_session::ExportRequest;
 
 use super::environment::{Directory, Environment};
 use crate::agent::space::{Medium, Room, human_size};
@@ -105,6 +106,14 @@ fn target(report: &mut CheckReport, seen: &TargetReport, task: &CheckTask) {
             let text = format!("target `{path}`: `{}` is no directory", obstacle.display());
             report.usage_error(text, Some("name another directory with --to".into()));
         }
+        TargetState::HoldsExport(export)
+            if task.request.replace && !may_replace(&task.request, export) =>
+        {
+            let text = format!(
+                "the export in target `{path}` was not made by a session of the same caller"
+            );
+            report.usage_error(text, Some("name another directory with --to".into()));
+        }
         TargetState::HoldsExport(export) if task.request.replace => match export.foreign.first() {
             None => report.passed.push(format!("the export in target `{path}` will be replaced")),
             Some(foreign) => {
@@ -154,6 +163,12 @@ fn target(report: &mut CheckReport, seen: &TargetReport, task: &CheckTask) {
             ),
         );
     }
+}
+
+/// Whether the export may be replaced by who asks.
+fn may_replace(request: &ExportRequest, export: &EarlierExport) -> bool {
+    let Some(allowed) = &request.replaces_only else { return true };
+    export.session.as_ref().is_some_and(|session| allowed.contains(session))
 }
 
 /// Nothing is made inside the repository, and the target keeps nothing but the export.

@@ -108,6 +108,7 @@ fn task() -> CheckTask {
         as_asked: None,
         target: "/srv/monday".into(),
         replace: false,
+        replaces_only: None,
         recovery: RecoveryChoice::EndOfBackup,
         jobs: 2,
         compress: None,
@@ -259,7 +260,11 @@ fn state(environment: &mut Environment, state: TargetState) {
 
 fn earlier(foreign: &[&str]) -> TargetState {
     let foreign = foreign.iter().map(|name| (*name).to_owned()).collect();
-    TargetState::HoldsExport(EarlierExport { files: vec!["crm/toc.dat".into()], foreign })
+    TargetState::HoldsExport(EarlierExport {
+        files: vec!["crm/toc.dat".into()],
+        foreign,
+        session: Some("before".into()),
+    })
 }
 
 #[test]
@@ -593,6 +598,22 @@ fn judges_the_target() {
             "no directory",
             |e, _| state(e, TargetState::NotADirectory("/srv".into())),
             Usage("`/srv` is no directory"),
+        ),
+        (
+            "somebody else's export",
+            |e, t| {
+                e.target.report.as_mut().unwrap().state = earlier(&[]);
+                (t.request.replace, t.request.replaces_only) = (true, Some(vec!["own".into()]));
+            },
+            Usage("was not made by a session of the same caller"),
+        ),
+        (
+            "one's own export",
+            |e, t| {
+                e.target.report.as_mut().unwrap().state = earlier(&[]);
+                (t.request.replace, t.request.replaces_only) = (true, Some(vec!["before".into()]));
+            },
+            Passed("will be replaced"),
         ),
         (
             "of another session",
