@@ -15,13 +15,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use axum::extract::ConnectInfo;
+use axum::http::StatusCode;
+use axum::middleware::Next;
+use axum::response::IntoResponse;
+use axum::{Extension, Router};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper::header::HeaderValue;
+use hyper::server::conn::http1 as http1_server;
 use hyper::{Request, Response, header};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use pgthaw_link::LineError;
 use rustix::fs::{Mode, OFlags};
@@ -30,6 +36,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::{UnixListener, UnixStream};
 
+use crate::admission::Admission;
 use crate::machine::Machine;
 use crate::server::callers::Peer;
 use crate::wire::ApiError;
@@ -48,6 +55,14 @@ pub const SOCKET_HEADER: &str = "x-pgthaw-socket";
 /// Marks the answer of the other machine's `pgthaw attach` that nothing listens on that socket.
 pub const NOT_LISTENING_HEADER: &str = "x-pgthaw-not-listening";
 
+/// How long the head of a request may take to arrive, from the connection or the request before on.
+const HEAD_LIMIT: Duration = Duration::from_secs(10);
+/// How long its body may take.
+const BODY_LIMIT: Duration = Duration::from_secs(10);
+/// The longest body of a request to a server, in bytes: tens of thousands of names of databases.
+const BODY_MAX: usize = 2 << 20;
+/// How long to wait before accepting again where that failed.
+const ACCEPT_REST: Duration = Duration::from_millis(100);
 /// How long another machine may take to answer a call that starts something, or asks for what is known.
 const QUICK: Duration = Duration::from_secs(60);
 /// How long it may take for what reads or removes files.
@@ -523,17 +538,79 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 }
 
 /// Answers requests on `listener` until `shutdown` ends, then lets the requests at work end. Streams must end by
-/// themselves then.
-///
-/// # Errors
-/// What the system says.
+/// themselves then. An account that has its share of connections gets 503; one that says nothing, or says it too slowly, is hung up on.
 pub async fn serve(
     listener: UnixListener,
     router: Router,
+    admission: Arc<Admission>,
     shutdown: impl Future<Output = ()> + Send + 'static,
-) -> io::Result<()> {
-    let service = router.into_make_service_with_connect_info::<Peer>();
-    axum::serve(listener, service).with_graceful_shutdown(shutdown).await
+) {
+    let (ending, ends) = tokio::sync::watch::channel(false);
+    let mut connections = tokio::task::JoinSet::new();
+    tokio::pin!(shutdown);
+    loop {
+        let accepted = tokio::select! {
+            () = &mut shutdown => break,
+            Some(_) = connections.join_next() => continue, // let go of it
+            accepted = listener.accept() => accepted,
+        };
+        let Ok((stream, _)) = accepted else {
+            tokio::time::sleep(ACCEPT_REST).await; // no descriptor, which somebody has to give back first
+            continue;
+        };
+        let peer = Peer::of(&stream);
+        let Some(held) = admission.enter(peer.uid) else {
+            turn_away(&stream);
+            continue;
+        };
+        let router = router.clone().layer(Extension(ConnectInfo(peer)));
+        let mut ends = ends.clone();
+        connections.spawn(async move {
+            let connection = http1_server::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_LIMIT)
+                .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+            tokio::pin!(connection);
+            tokio::select! {
+                _ = &mut connection => {} // whoever asks is told what goes wrong
+                () = async { _ = ends.wait_for(|ends| *ends).await } => {
+                    connection.as_mut().graceful_shutdown();
+                    let _ = connection.await;
+                }
+            }
+            drop(held);
+        });
+    }
+    drop(listener);
+    let _ = ending.send(true);
+    while connections.join_next().await.is_some() {}
+}
+
+/// Says to one more connection of an account that has its share of them that there is no place.
+fn turn_away(stream: &UnixStream) {
+    let error = ApiError {
+        message: "this account has too many connections to the server".into(),
+        hint: Some("end some of its commands, or try again".into()),
+        usage: false,
+    };
+    let body = serde_json::to_string(&error).expect("plain data");
+    let answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    let _ = stream.try_write(answer.as_bytes()); // nobody waits for who does not listen
+}
+
+/// Reads a request's body before the request is worked on: at most [`BODY_MAX`] bytes, within [`BODY_LIMIT`].
+pub async fn body_in_time(request: axum::extract::Request, next: Next) -> axum::response::Response {
+    let (head, body) = request.into_parts();
+    let read = tokio::time::timeout(BODY_LIMIT, axum::body::to_bytes(body, BODY_MAX)).await;
+    match read {
+        Ok(Ok(bytes)) => next.run(axum::extract::Request::from_parts(head, bytes.into())).await,
+        Ok(Err(_)) => StatusCode::PAYLOAD_TOO_LARGE.into_response(),
+        Err(_) => StatusCode::REQUEST_TIMEOUT.into_response(),
+    }
 }
 
 #[cfg(test)]
@@ -542,7 +619,6 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use axum::Json;
-    use axum::http::StatusCode;
     use axum::response::sse::{self, Sse};
     use axum::routing::{get, post, put};
     use futures_util::stream as streams;
@@ -573,7 +649,7 @@ mod tests {
     struct Server {
         socket: PathBuf,
         stop: Option<oneshot::Sender<()>>,
-        task: tokio::task::JoinHandle<io::Result<()>>,
+        task: tokio::task::JoinHandle<()>,
         _directory: tempfile::TempDir,
     }
 
@@ -593,7 +669,7 @@ mod tests {
         let shutdown = async {
             let _ = stopped.await;
         };
-        let task = tokio::spawn(serve(listener, router, shutdown));
+        let task = tokio::spawn(serve(listener, router, Admission::of_connections(), shutdown));
         Server { socket, stop: Some(stop), task, _directory: directory }
     }
 
@@ -621,7 +697,7 @@ mod tests {
         }
 
         server.stop.take().unwrap().send(()).unwrap();
-        server.task.await.unwrap().unwrap();
+        server.task.await.unwrap();
         let error = request::<()>(socket, "GET", "/nothing", None::<()>).await.unwrap_err();
         assert!(matches!(error, ClientError::NotListening(_)), "{error}");
     }

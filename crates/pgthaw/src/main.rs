@@ -4,6 +4,7 @@
 //! session's work on a machine; [`internal`] are the children they start of this same program. [`wire`] is what they say
 //! to each other, [`http`] how.
 
+mod admission;
 mod agent;
 mod attach;
 mod cli;

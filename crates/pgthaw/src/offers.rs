@@ -13,6 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::net::UnixListener;
 use tokio::sync::Notify;
 
+use crate::admission::{Admission, Held};
 use crate::attach::handing::{Handed, take_over};
 
 /// Name of the socket, beside the server's.
@@ -23,8 +24,12 @@ const LIMIT: Duration = Duration::from_secs(20);
 const ARRIVAL_LIMIT: Duration = Duration::from_secs(5);
 /// How often those that have ended are let go of.
 const LOOK: Duration = Duration::from_secs(2);
-/// Offers of one caller that are kept; a newer one takes the place of the oldest.
+/// Offers of one caller's machine that are kept; a newer one takes the place of the oldest.
 const MOST: usize = 16;
+/// Offers of one account that are kept or just arriving, whatever names it gives its machines. Each takes three descriptors.
+const MOST_OF_ACCOUNT: usize = 48;
+/// Offers of all accounts.
+const MOST_OF_ALL: usize = 512;
 
 /// Whose offers: an account of this machine, and what it calls its own.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,10 +41,18 @@ pub struct OfferKey {
 }
 
 /// The offers that nobody has taken yet.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Offers {
-    kept: Mutex<BTreeMap<OfferKey, VecDeque<Handed>>>,
+    kept: Mutex<BTreeMap<OfferKey, VecDeque<(Handed, Held)>>>,
     arrived: Notify,
+    admission: Arc<Admission>,
+}
+
+impl Default for Offers {
+    fn default() -> Self {
+        let admission = Admission::new(MOST_OF_ACCOUNT, MOST_OF_ALL);
+        Self { kept: Mutex::default(), arrived: Notify::new(), admission }
+    }
 }
 
 impl Offers {
@@ -52,10 +65,12 @@ impl Offers {
                 tokio::select! {
                     accepted = listener.accept() => match accepted {
                         Ok((stream, _)) => {
+                            let account = stream.peer_cred().map_or(u32::MAX, |peer| peer.uid());
+                            let Some(held) = offers.admission.enter(account) else { continue };
                             let offers = offers.clone();
                             // A caller that says nothing must not hold the others up.
                             std::thread::spawn(move || {
-                                let _ = stream.into_std().and_then(|stream| offers.arrive(stream));
+                                let _ = stream.into_std().and_then(|stream| offers.arrive(stream, held));
                             });
                         }
                         Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
@@ -67,7 +82,7 @@ impl Offers {
         });
     }
 
-    fn arrive(&self, stream: StdStream) -> io::Result<()> {
+    fn arrive(&self, stream: StdStream, held: Held) -> io::Result<()> {
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(ARRIVAL_LIMIT))?;
         let uid = rustix::net::sockopt::socket_peercred(&stream)?.uid.as_raw();
@@ -78,7 +93,7 @@ impl Offers {
         if queue.len() == MOST {
             queue.pop_front();
         }
-        queue.push_back(handed);
+        queue.push_back((handed, held));
         drop(kept);
         self.arrived.notify_waiters();
         Ok(())
@@ -102,21 +117,21 @@ impl Offers {
         let mut kept = self.lock();
         let queue = kept.get_mut(key)?;
         // The newest is the likeliest to be alive.
-        let alive = std::iter::from_fn(|| queue.pop_back()).find(|handed| !has_ended(handed));
+        let alive = std::iter::from_fn(|| queue.pop_back()).find(|(handed, _)| !has_ended(handed));
         if queue.is_empty() {
             kept.remove(key);
         }
-        alive
+        alive.map(|(handed, _)| handed)
     }
 
     fn let_go_of_ended(&self) {
         self.lock().retain(|_, queue| {
-            queue.retain(|handed| !has_ended(handed));
+            queue.retain(|(handed, _)| !has_ended(handed));
             !queue.is_empty()
         });
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<OfferKey, VecDeque<Handed>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<OfferKey, VecDeque<(Handed, Held)>>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

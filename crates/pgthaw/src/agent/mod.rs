@@ -50,6 +50,7 @@ use pgthaw_session::session::Place;
 use serde::Deserialize;
 use tokio::sync::watch;
 
+use crate::admission::Admission;
 use crate::http;
 use crate::internal;
 use crate::leftovers::create_private_directory;
@@ -317,7 +318,8 @@ async fn serve(agent: Arc<Agent>) -> io::Result<()> {
             }
         }
     };
-    http::serve(listener, router, end).await
+    http::serve(listener, router, Admission::of_connections(), end).await;
+    Ok(())
 }
 
 type Shared = State<Arc<Agent>>;

@@ -58,7 +58,12 @@ fn start(scripts: Vec<Script>) -> Server {
         .route("/v1/version", get(async move || Json(version)))
         .route("/v1/sessions/{id}/events", get(events))
         .route("/v1/sessions/{id}/stop", post(stop));
-    tokio::spawn(http::serve(listener, router, std::future::pending()));
+    tokio::spawn(http::serve(
+        listener,
+        router,
+        crate::admission::Admission::of_connections(),
+        std::future::pending(),
+    ));
     Server { client: Client::at(state), stops, _directory: directory }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::extract::{ConnectInfo, Path, Request, State};
-use axum::http::StatusCode;
+use axum::http::{Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
@@ -18,8 +18,10 @@ use super::audit::Audit;
 use super::callers::{Caller, Callers, Peer, Rights};
 use super::mount_service;
 use super::recovery_service::{RecoveryService, Seen, no_such};
+use crate::admission::Turns;
 use crate::configuration::{Configuration, resolve_name};
 use crate::delivered::Delivered;
+use crate::http::body_in_time;
 use crate::rules::{self, Asked};
 use crate::wire::{
     ApiError, BackupsAnswer, CheckAnswer, CleanAnswer, CleanRequest, DatabasesAnswer,
@@ -28,6 +30,12 @@ use crate::wire::{
 
 /// How an error begins to list the stanzas of a repository ([`pgthaw_source::error::SourceError`]).
 const SEVERAL_STANZAS: &str = "holds several stanzas";
+
+/// What starts processes that read a repository; everything else is answered at once.
+const WORK: [&str; 4] = ["/v1/backups", "/v1/databases", "/v1/check", "/v1/sessions"];
+
+/// Most sessions of a caller by rules that are at work at a time.
+const SESSIONS_MOST: usize = 8;
 
 type Service = State<Arc<RecoveryService>>;
 
@@ -69,6 +77,8 @@ pub struct Door {
     pub configuration: Arc<Configuration>,
     /// Tells who asks.
     pub callers: Arc<Callers>,
+    /// Who may do something now, and who waits.
+    pub turns: Arc<Turns>,
     /// Whether everybody can open it.
     pub team: bool,
 }
@@ -98,6 +108,7 @@ pub fn router(service: Arc<RecoveryService>, activity: Arc<Activity>, door: Door
         .route("/v1/sessions/{id}/stop", post(stop))
         .route("/v1/clean", post(clean))
         .layer(middleware::from_fn_with_state(door.clone(), identify))
+        .layer(middleware::from_fn(body_in_time))
         .layer(middleware::from_fn_with_state(activity, count))
         .layer(Extension(door))
         .with_state(service)
@@ -110,10 +121,14 @@ async fn identify(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let identified = tokio::task::spawn_blocking(move || door.callers.identify(&peer, door.team));
+    let account = peer.uid;
+    let (callers, team) = (door.callers.clone(), door.team);
+    let identified = tokio::task::spawn_blocking(move || callers.identify(&peer, team));
     match identified.await {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
+            let works = request.method() == Method::POST && WORK.contains(&request.uri().path());
+            let _turn = if team && works { door.turns.wait(account).await } else { None };
             next.run(request).await
         }
         Err(err) => ApiError::broken(format!("find out who asks: {err}")).into_response(),
@@ -215,6 +230,23 @@ fn resolve(
         }
     }
     Ok(request)
+}
+
+/// A caller by rules has so many sessions at work, and no more.
+fn may_begin(service: &RecoveryService, caller: &Caller) -> Result<(), ApiError> {
+    if caller.rules().is_none() {
+        return Ok(());
+    }
+    let active = service.list().into_iter().filter(|status| status.state.is_active());
+    let own = active.filter(|status| own(service, caller, &status.id).is_ok()).count();
+    if own < SESSIONS_MOST {
+        return Ok(());
+    }
+    Err(ApiError {
+        message: format!("{own} sessions of {} are at work already", caller.account.user),
+        hint: Some("wait until one of them has ended, or cancel one".into()),
+        usage: false,
+    })
 }
 
 /// A caller by rules replaces his own exports only.
@@ -332,7 +364,8 @@ async fn create(
     Extension(door): At,
     Json(asked): Json<ExportRequest>,
 ) -> Result<Json<SessionCreated>, ApiError> {
-    let created = match resolve(&caller, &door, asked.clone()) {
+    let begun = may_begin(&service, &caller).and_then(|()| resolve(&caller, &door, asked.clone()));
+    let created = match begun {
         Ok(request) => service.clone().create(keep_to_own(&service, &caller, request)).await,
         Err(error) => Err(error),
     };
@@ -572,7 +605,7 @@ targets = ['files:*']
         let account = Requester { user: "ann".into(), uid: 7 };
         let caller = Caller { account, rights, team: true };
         let callers = Arc::new(Callers::new(configuration.clone()));
-        (caller, Door { configuration, callers, team: true })
+        (caller, Door { configuration, callers, turns: Arc::default(), team: true })
     }
 
     /// What becomes of ann's request.

@@ -11,11 +11,9 @@ use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::extract::connect_info::Connected;
-use axum::serve::IncomingStream;
 use pgthaw_postgres::os_user::OsUser;
 use pgthaw_session::request::Requester;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 
 use crate::configuration::Configuration;
 use crate::rules::Rule;
@@ -34,10 +32,10 @@ pub struct Peer {
     pub groups: Vec<u32>,
 }
 
-impl Connected<IncomingStream<'_, UnixListener>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
-        // Somebody of whom nothing is known may do what nobody may: nothing.
-        peer(stream.io()).unwrap_or(Self { uid: u32::MAX, groups: Vec::new() })
+impl Peer {
+    /// Who is at the other end of `stream`. Somebody of whom nothing is known may do what nobody may: nothing.
+    pub fn of(stream: &UnixStream) -> Self {
+        peer(stream).unwrap_or(Self { uid: u32::MAX, groups: Vec::new() })
     }
 }
 

@@ -32,6 +32,7 @@ use rustix::fs::FlockOperation;
 
 use self::audit::Audit;
 use self::callers::Callers;
+use crate::admission::{Admission, Turns, raise_descriptor_limit};
 use crate::cli::client::private_state_directory;
 use crate::configuration::Configuration;
 use crate::machine::Machines;
@@ -52,6 +53,7 @@ pub const TEAM_SOCKET: &str = "/run/pgthaw/server.sock";
 /// Runs a server; with `until_idle` it is this account's alone, and ends itself when it has nothing left to do.
 pub fn run(until_idle: bool, config: Option<&Path>) -> ExitCode {
     let _ = rustix::thread::set_name(c"pgthaw");
+    raise_descriptor_limit();
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let served = private_state_directory().and_then(|state| {
         let Some(_lock) = lock(&state)? else {
@@ -166,21 +168,26 @@ async fn serve(state: &Path, until_idle: bool, configuration: Configuration) -> 
         ended(ends.clone()).await;
         tokio::time::sleep(FOLLOWERS).await;
     };
+    let (admission, turns) = (Admission::of_connections(), Arc::new(Turns::default()));
     let serving = listeners.into_iter().map(|(listener, team)| {
-        let door =
-            api::Door { configuration: configuration.clone(), callers: callers.clone(), team };
+        let door = api::Door {
+            configuration: configuration.clone(),
+            callers: callers.clone(),
+            turns: turns.clone(),
+            team,
+        };
         let router = api::router(service.clone(), activity.clone(), door);
-        http::serve(listener, router, ended(ends.clone()))
+        http::serve(listener, router, admission.clone(), ended(ends.clone()))
     });
-    let served = tokio::select! {
-        served = futures_util::future::try_join_all(serving) => served.map(|_| ()),
-        () = cut => Ok(()),
-    };
+    tokio::select! {
+        _ = futures_util::future::join_all(serving) => {}
+        () = cut => {}
+    }
     for (path, _) in &sockets {
         let _ = fs::remove_file(path.with_file_name(offers::SOCKET));
         let _ = fs::remove_file(path);
     }
-    served
+    Ok(())
 }
 
 /// Waits until the server has to end: at a signal, or when it has had nothing to do for a while.

@@ -5,6 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod floods;
 mod lab;
 mod laptop;
 mod rules;
