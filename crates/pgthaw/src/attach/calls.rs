@@ -4,18 +4,18 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
+use axum::{Extension, Json};
 use http_body_util::{BodyExt, Full};
 use percent_encoding::percent_decode_str;
 use pgthaw_link::Carry;
 use pgthaw_session::session::Place;
 
-use super::Only;
+use super::{Only, Restriction};
 use crate::agent::{check, place, sealing, undo};
 use crate::cli::client::{Client, state_directory};
 use crate::configuration::Configuration;
@@ -27,8 +27,8 @@ use crate::wire::{
     ApiError, Assignment, CheckPart, CheckReport, CheckTask, PlaceTask, TargetTask, TargetUndone,
 };
 
-/// All routes that a connection restricted to `only` may use.
-pub fn router(only: Option<Only>) -> axum::Router {
+/// All routes that a connection with this restriction may use.
+pub fn router(restriction: &Restriction) -> axum::Router {
     let staging = axum::Router::new()
         .route("/v1/host/place", post(choose_place))
         .route("/v1/host/agent", post(start_agent))
@@ -39,47 +39,34 @@ pub fn router(only: Option<Only>) -> axum::Router {
             post(async |Json(place): Json<Place>| blocking(move || undo::undo_at(&place)).await),
         );
     let target = axum::Router::new()
-        .route(
-            "/v1/host/missing",
-            post(async |Json(path): Json<PathBuf>| Json(check::missing_directories(&path))),
-        )
-        .route(
-            "/v1/host/find-in-target",
-            post(async |Json(task): Json<TargetTask>| Json(undo::find_in_target(&task))),
-        )
-        .route(
-            "/v1/host/undo-target",
-            post(async |Json(task): Json<TargetTask>| -> Result<Json<TargetUndone>, ApiError> {
-                blocking(move || undo::undo_target(&task)).await
-            }),
-        )
-        .route(
-            "/v1/host/sealed",
-            post(async |Json((directory, session)): Json<(PathBuf, String)>| {
-                Json(sealing::sealed_before(&directory, &session))
-            }),
-        );
-    let target = target.route(
-        "/v1/host/delivered",
-        post(async |Json((directory, databases)): Json<(PathBuf, Vec<String>)>| {
-            Json(Delivered::look(&directory, &databases))
-        }),
-    );
-    let both = axum::Router::new().route("/v1/host/check", post(move |task| checked(only, task)));
-    let allowed = match only {
+        .route("/v1/host/missing", post(missing))
+        .route("/v1/host/find-in-target", post(find_in_target))
+        .route("/v1/host/undo-target", post(undo_target))
+        .route("/v1/host/sealed", post(sealed))
+        .route("/v1/host/delivered", post(delivered));
+    let both = axum::Router::new().route("/v1/host/check", post(checked));
+    let allowed = match restriction.only {
         None => both.merge(staging).merge(target).fallback(pass_on_or_ask),
         Some(Only::Staging) => both.merge(staging).fallback(pass_on),
         Some(Only::Target) => both.merge(target),
         Some(Only::Server) => axum::Router::new().fallback(ask_server),
     };
-    allowed.layer(DefaultBodyLimit::disable())
+    allowed.layer(Extension(restriction.clone())).layer(DefaultBodyLimit::disable())
+}
+
+/// Refuses what the connection is not for.
+fn within(restriction: &Restriction, directory: &Path) -> Result<(), ApiError> {
+    match restriction.allows_directory(directory) {
+        true => Ok(()),
+        false => Err(ApiError::broken("this connection may not be used for that directory")),
+    }
 }
 
 async fn checked(
-    only: Option<Only>,
+    Extension(restriction): Extension<Restriction>,
     Json(task): Json<CheckTask>,
 ) -> Result<Json<CheckReport>, ApiError> {
-    let allowed = match only {
+    let allowed = match restriction.only {
         None => true,
         Some(Only::Staging) => task.part == CheckPart::Staging,
         Some(Only::Target) => task.part == CheckPart::Target,
@@ -88,7 +75,52 @@ async fn checked(
     if !allowed {
         return Err(ApiError::broken("this connection may not be used for that"));
     }
+    within(&restriction, &task.request.target)?;
     site::check_here(&task).await.map(Json)
+}
+
+async fn missing(
+    Extension(restriction): Extension<Restriction>,
+    Json(path): Json<PathBuf>,
+) -> Result<Json<Vec<PathBuf>>, ApiError> {
+    within(&restriction, &path)?;
+    Ok(Json(check::missing_directories(&path)))
+}
+
+async fn find_in_target(
+    Extension(restriction): Extension<Restriction>,
+    Json(task): Json<TargetTask>,
+) -> Result<Json<Vec<(String, String)>>, ApiError> {
+    within(&restriction, &task.directory)?;
+    Ok(Json(undo::find_in_target(&task)))
+}
+
+async fn undo_target(
+    Extension(restriction): Extension<Restriction>,
+    Json(task): Json<TargetTask>,
+) -> Result<Json<TargetUndone>, ApiError> {
+    within(&restriction, &task.directory)?;
+    // Only directories on the way to the target were made for it.
+    if task.made.iter().any(|made| !task.directory.starts_with(made)) {
+        return Err(ApiError::broken("this connection may not be used for that directory"));
+    }
+    blocking(move || undo::undo_target(&task)).await
+}
+
+async fn sealed(
+    Extension(restriction): Extension<Restriction>,
+    Json((directory, session)): Json<(PathBuf, String)>,
+) -> Result<Json<Option<u64>>, ApiError> {
+    within(&restriction, &directory)?;
+    Ok(Json(sealing::sealed_before(&directory, &session)))
+}
+
+async fn delivered(
+    Extension(restriction): Extension<Restriction>,
+    Json((directory, databases)): Json<(PathBuf, Vec<String>)>,
+) -> Result<Json<Delivered>, ApiError> {
+    within(&restriction, &directory)?;
+    Ok(Json(Delivered::look(&directory, &databases)))
 }
 
 async fn checksums(

@@ -19,6 +19,7 @@ use std::fs::File;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 
 use pgthaw_link::{
@@ -53,6 +54,56 @@ impl Only {
     }
 }
 
+/// What a connection may be used for: everything, or one role, and as a target one directory.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Restriction {
+    /// The role.
+    pub only: Option<Only>,
+    /// The directory at or below which exports are received, and nothing else is looked at, made or removed.
+    pub directory: Option<PathBuf>,
+}
+
+impl Restriction {
+    /// What `--only ROLE [DIR]` says.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(words: &[String]) -> Result<Self, String> {
+        let (role, directory) = match words {
+            [] => return Ok(Self::default()),
+            [role] => (role, None),
+            [role, directory, ..] => (role, Some(PathBuf::from(directory))),
+        };
+        let only = <Only as clap::ValueEnum>::from_str(role, false)
+            .map_err(|_| format!("--only: `{role}` is none of staging, target and server"))?;
+        if let Some(directory) = &directory {
+            if only != Only::Target {
+                return Err("--only: a directory is for the role target".into());
+            }
+            if !is_plain_path(directory) {
+                return Err(format!("--only: `{}` is no whole path", directory.display()));
+            }
+        }
+        Ok(Self { only: Some(only), directory })
+    }
+
+    /// Nothing but receiving the export of `target`.
+    pub fn to_target(target: &Path) -> Self {
+        Self { only: Some(Only::Target), directory: Some(target.into()) }
+    }
+
+    /// Whether exports may be received in `directory`.
+    fn allows_directory(&self, directory: &Path) -> bool {
+        let Some(top) = &self.directory else { return true };
+        is_plain_path(directory) && directory.starts_with(top)
+    }
+}
+
+/// Whether a path is absolute and leads only downwards.
+fn is_plain_path(path: &Path) -> bool {
+    path.is_absolute() && path.components().all(|part| part != Component::ParentDir)
+}
+
 /// Prints the hash of this program: whether it is the same build is what the other machine wants to know.
 pub fn print_build() -> ExitCode {
     match own_build() {
@@ -65,14 +116,14 @@ pub fn print_build() -> ExitCode {
 }
 
 /// Serves the connection on standard input and output.
-pub fn run(only: Option<Only>) -> ExitCode {
+pub fn run(restriction: Restriction) -> ExitCode {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let served = runtime.map(|runtime| {
         let served = runtime.block_on(async {
             let (input, output) = standard_streams()?;
-            serve(only, input, output, || {}).await
+            serve(restriction, input, output, || {}).await
         });
         runtime.shutdown_background();
         served
@@ -95,7 +146,7 @@ fn failed(err: &dyn std::error::Error) -> ExitCode {
 /// # Errors
 /// What broke the connection, or that it may not be used for what was asked.
 pub async fn serve(
-    only: Option<Only>,
+    restriction: Restriction,
     mut input: pipe::Receiver,
     mut output: pipe::Sender,
     greeted: impl FnOnce(),
@@ -111,7 +162,7 @@ pub async fn serve(
         home: user.as_ref().map_or_else(|_| "/".into(), |user| user.home.clone()),
         user: user.map_or_else(|_| uid.to_string(), |user| user.name),
         uid,
-        only: only.map(|only| only.name().to_owned()),
+        only: restriction.only.map(|only| only.name().to_owned()),
         address: std::env::var("SSH_CONNECTION").ok().and_then(|ends| own_address(&ends)),
     };
     // Unbuffered: whoever gets the connection after the greetings must get every byte of it.
@@ -119,10 +170,10 @@ pub async fn serve(
     greeted();
     match greeting.purpose {
         Purpose::Calls => {
-            serve_calls(input, output, calls::router(only)).await?;
+            serve_calls(input, output, calls::router(&restriction)).await?;
             Ok(())
         }
-        purpose if !allowed(only, &purpose) => refused(),
+        purpose if !allowed(&restriction, &purpose) => refused(),
         Purpose::Socket(path) => {
             let (input, output) = (input.into_blocking_fd()?, output.into_blocking_fd()?);
             on_a_thread(move || hand_over(&path, "", input, output)).await
@@ -146,11 +197,13 @@ pub async fn serve(
 }
 
 /// Whether a connection restricted to `only` may be used for this; calls are restricted one by one.
-fn allowed(only: Option<Only>, purpose: &Purpose) -> bool {
-    match (only, purpose) {
+fn allowed(restriction: &Restriction, purpose: &Purpose) -> bool {
+    match (restriction.only, purpose) {
         (None, _) | (_, Purpose::Calls) => true,
         (Some(Only::Staging), Purpose::Socket(_)) => true,
-        (Some(Only::Target), Purpose::Receive { .. }) => true,
+        (Some(Only::Target), Purpose::Receive { directory, .. }) => {
+            restriction.allows_directory(directory)
+        }
         (Some(Only::Staging | Only::Target), Purpose::Meet) => true,
         (Some(Only::Server), Purpose::Offer(_)) => true,
         (Some(_), _) => false,
@@ -175,7 +228,7 @@ fn own_address(ends: &str) -> Option<IpAddr> {
 /// Runs the receiving half of a data mover: it keeps nothing in memory that matters, and ends with its connection.
 fn receive_export(
     session: &str,
-    directory: &std::path::Path,
+    directory: &Path,
     replace: bool,
     input: OwnedFd,
     output: OwnedFd,
@@ -194,7 +247,7 @@ fn receive_export(
 
 /// Opens the target. The class of an error is kept: a lock that the receiver of a broken connection still holds is waited for.
 fn open_target(
-    directory: &std::path::Path,
+    directory: &Path,
     session: &str,
     replace: bool,
 ) -> Result<TargetDirectory, MoveError> {
@@ -242,6 +295,24 @@ mod tests {
         std::fs::write(path.join("strange"), "").unwrap();
         let taken = open_target(&path, "s", false);
         assert!(matches!(taken, Err(MoveError::Refused { .. })), "{taken:?}");
+    }
+
+    #[test]
+    fn a_connection_may_be_kept_to_one_directory() {
+        let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let kept = Restriction::parse(&words("target /srv/exports")).unwrap();
+        let receive = |directory: &str| {
+            let directory = PathBuf::from(directory);
+            allowed(&kept, &Purpose::Receive { session: "s".into(), directory, replace: false })
+        };
+        assert!(receive("/srv/exports") && receive("/srv/exports/monday/"));
+        for other in ["/srv", "/srv/exports2", "/srv/exports/../x", "srv/exports", "/etc"] {
+            assert!(!receive(other), "{other}");
+        }
+        assert!(!allowed(&kept, &Purpose::Socket("/x".into())));
+        for bad in ["target x", "staging /srv", "targets", "target /srv/../etc"] {
+            assert!(Restriction::parse(&words(bad)).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -482,8 +482,10 @@ pub struct AttachArguments {
     #[arg(long, conflicts_with_all = ["id", "build"])]
     pub stdio: bool,
     /// With --stdio: serve as this and nothing else, for a line in authorized_keys
-    #[arg(long, value_enum, value_name = "ROLE", requires = "stdio")]
-    pub only: Option<crate::attach::Only>,
+    ///
+    /// `staging` mounts, starts and dumps; `target` receives exports, with a directory only there and below; `server` asks the server.
+    #[arg(long, value_names = ["ROLE", "DIR"], num_args = 1..=2, requires = "stdio")]
+    pub only: Vec<String>,
     /// Print which build this is
     #[arg(long, hide = true)]
     pub build: bool,

@@ -59,7 +59,16 @@ pub fn main() -> ExitCode {
             return crate::internal::run(arguments.child, &arguments.task);
         }
         Command::Attach(arguments) if arguments.build => return crate::attach::print_build(),
-        Command::Attach(arguments) if arguments.stdio => return crate::attach::run(arguments.only),
+        Command::Attach(arguments) if arguments.stdio => {
+            return match crate::attach::Restriction::parse(&arguments.only) {
+                Ok(restriction) => crate::attach::run(restriction),
+                Err(why) => {
+                    let error = usage(&why, "see `pgthaw attach --help`");
+                    terminal::tell_error(&error);
+                    terminal::exit_code(&error)
+                }
+            };
+        }
         Command::Completions(arguments) => completions(arguments.shell),
         Command::Man(arguments) => man(&arguments),
         command => tokio::runtime::Builder::new_current_thread()

@@ -1,6 +1,6 @@
 //! What a server elsewhere needs of this machine: connections are offered to it for as long as a command follows the session.
 //!
-//! As a target each of them serves as `pgthaw attach --stdio --only target` does; for the ssh-agent each is joined with it. As soon as one
+//! As a target each of them serves as `pgthaw attach --stdio --only target DIR` does, for the request's own directory; for the ssh-agent each is joined with it. As soon as one
 //! is taken the next is offered.
 
 use std::io;
@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 
 use super::client::Client;
 use crate::attach::handing::hand_over;
-use crate::attach::{self, Only};
+use crate::attach::{self, Restriction};
 use crate::http::Address;
 use crate::machine::{offered_machine, offered_ssh_agent};
 use crate::offers;
@@ -38,7 +38,8 @@ pub struct Offering {
 impl Offering {
     /// Offers what the server of `client` needs for `request`.
     pub fn for_request(client: &Client, request: &ExportRequest) -> Self {
-        Self::begin(client, request.target_caller.as_ref(), request.ssh_agent_of.as_ref())
+        let machine = request.target_caller.as_ref().map(|own| (own, request.target.as_path()));
+        Self::begin(client, machine, request.ssh_agent_of.as_ref())
     }
 
     /// Offers what it needs for a session that was asked for from here, which is called `own`.
@@ -46,7 +47,8 @@ impl Offering {
         let needed = |name: &Option<String>| {
             (client.is_elsewhere() && name.as_ref() == Some(&own.name)).then_some(own)
         };
-        Self::begin(client, needed(&status.target_host), needed(&status.ssh_keys_of))
+        let machine = needed(&status.target_host).map(|own| (own, status.target_directory()));
+        Self::begin(client, machine, needed(&status.ssh_keys_of))
     }
 
     /// Whether `request` needs anything from here while it is at work.
@@ -56,15 +58,18 @@ impl Offering {
 
     fn begin(
         client: &Client,
-        machine: Option<&CallerMachine>,
+        machine: Option<(&CallerMachine, &Path)>,
         ssh_agent: Option<&CallerMachine>,
     ) -> Self {
         let mut tasks = Vec::new();
-        if let Some(machine) = machine {
+        if let Some((machine, target)) = machine {
             // What arrives is for this account alone.
             rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
             let (address, said) = (client.address(), offered_machine(machine));
-            tasks.push(tokio::spawn(offer_on_and_on(address, said, serve_as_target)));
+            // Whoever is at the other end may do what this export needs, and nothing else of what this account may.
+            let kept = Restriction::to_target(target);
+            let serve = move |offered, taken| serve_as_target(kept.clone(), offered, taken);
+            tasks.push(tokio::spawn(offer_on_and_on(address, said, serve)));
         }
         if let Some(ssh_agent) = ssh_agent {
             let (address, said) = (client.address(), offered_ssh_agent(ssh_agent));
@@ -87,7 +92,7 @@ type Offered = (pipe::Receiver, pipe::Sender, Option<Carrier>);
 async fn offer_on_and_on<F>(
     address: Address,
     said: String,
-    serve: fn(Offered, oneshot::Sender<()>) -> F,
+    serve: impl Fn(Offered, oneshot::Sender<()>) -> F,
 ) where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -109,11 +114,15 @@ async fn offer_on_and_on<F>(
     }
 }
 
-async fn serve_as_target((input, output, carrier): Offered, taken: oneshot::Sender<()>) {
+async fn serve_as_target(
+    kept: Restriction,
+    (input, output, carrier): Offered,
+    taken: oneshot::Sender<()>,
+) {
     let greeted = || {
         let _ = taken.send(()); // the offering has ended
     };
-    let _ = attach::serve(Some(Only::Target), input, output, greeted).await; // the server sees it, too
+    let _ = attach::serve(kept, input, output, greeted).await; // the server sees it, too
     drop(carrier);
 }
 

@@ -34,8 +34,8 @@ sleep 60;
 
 /// The server's memory that is its own, in bytes.
 fn memory(team: &Team) -> u64 {
-    let serving = team.host("backup1").processes().into_iter();
-    let server = serving.filter(|p| p.arguments.starts_with("pgthaw serve")).next().unwrap();
+    let mut serving = team.host("backup1").processes().into_iter();
+    let server = serving.find(|p| p.arguments.starts_with("pgthaw serve")).unwrap();
     let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid)).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
