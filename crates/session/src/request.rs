@@ -232,6 +232,17 @@ impl ExportRequest {
         self.target_caller.as_ref().map(|caller| &caller.name).or(self.target_host.as_ref())
     }
 
+    /// Returns whether the targets of both are on one machine. A caller's machine is that of the account that asked: what a caller calls
+    /// his machine proves nothing about another's.
+    pub fn delivers_to_machine_of(&self, other: &Self) -> bool {
+        let uid = |request: &Self| request.requester.as_ref().map(|requester| requester.uid);
+        match (&self.target_caller, &other.target_caller) {
+            (Some(own), Some(others)) => own == others && uid(self) == uid(other),
+            (None, None) => self.target_host == other.target_host,
+            _ => false,
+        }
+    }
+
     /// Returns where the machine of the instance reads the repository; nothing if the mount server reads for it.
     pub fn repository_beside_instance(&self) -> Option<&Path> {
         match self.staging {
@@ -268,7 +279,30 @@ pub fn matches_pattern(pattern: &str, name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::matches_pattern;
+    use super::{ExportRequest, matches_pattern};
+
+    #[test]
+    fn a_name_that_a_caller_chose_is_his_own() {
+        let request = |uid: u32, host: Option<&str>, caller: Option<&str>| -> ExportRequest {
+            serde_json::from_value(serde_json::json!({
+                "repository": { "path": "/b" }, "databases": ["crm"], "target": "/o", "jobs": 1,
+                "globals": true, "role_passwords": true, "target_host": host,
+                "target_caller": caller.map(|name| serde_json::json!({ "name": name, "id": "1" })),
+                "requester": { "user": "x", "uid": uid },
+            }))
+            .unwrap()
+        };
+        let ann = request(1, None, Some("ann@laptop"));
+        assert!(ann.delivers_to_machine_of(&request(1, None, Some("ann@laptop"))));
+        assert!(!ann.delivers_to_machine_of(&request(2, None, Some("ann@laptop"))));
+        assert!(!ann.delivers_to_machine_of(&request(1, Some("ann@laptop"), None)));
+        assert!(request(1, Some("files"), None).delivers_to_machine_of(&request(
+            2,
+            Some("files"),
+            None
+        )));
+        assert!(!request(1, Some("files"), None).delivers_to_machine_of(&request(1, None, None)));
+    }
 
     #[test]
     fn patterns_select_names() {

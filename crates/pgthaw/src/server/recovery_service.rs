@@ -430,23 +430,34 @@ impl RecoveryService {
     /// One session per target directory, and none in another's.
     fn refuse_second_session(&self, request: &ExportRequest) -> Result<(), ApiError> {
         let nested = |status: &Status| {
-            let other = status.target_directory();
-            !status.state.is_final()
-                && status.target_host.as_ref() == request.target_machine()
-                && !status.target.is_empty() // of a session whose journal cannot be read
-                && (request.target.starts_with(other) || other.starts_with(&request.target))
+            if status.state.is_final() {
+                return None;
+            }
+            let other = self.request(&status.id).ok()?; // none of a session whose journal cannot be read
+            let (own, taken) = (&request.target, &other.target);
+            let nested = own.starts_with(taken) || taken.starts_with(own);
+            (nested && other.delivers_to_machine_of(request)).then_some(other)
         };
-        match self.list().into_iter().find(nested) {
-            None => Ok(()),
-            Some(other) => Err(ApiError {
-                message: format!("target `{}` belongs to session {}", other.target, other.id),
-                hint: Some(format!(
-                    "`pgthaw retry {0}` or `pgthaw cancel {0}` first, or name another directory",
-                    other.id
-                )),
+        let found = self.list().into_iter().find_map(|status| Some((nested(&status)?, status)));
+        let Some((other, status)) = found else { return Ok(()) };
+        if other.requester != request.requester && request.requester.is_some() {
+            return Err(ApiError {
+                message: format!(
+                    "target `{}` is in use by another session",
+                    request.target.display()
+                ),
+                hint: Some("name another directory with --to".into()),
                 usage: true,
-            }),
+            });
         }
+        Err(ApiError {
+            message: format!("target `{}` belongs to session {}", status.target, status.id),
+            hint: Some(format!(
+                "`pgthaw retry {0}` or `pgthaw cancel {0}` first, or name another directory",
+                status.id
+            )),
+            usage: true,
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Handle>> {
