@@ -29,10 +29,14 @@ impl RepositoryChoice {
     pub fn objection(&self) -> Option<String> {
         let paths = [("path", &self.path)].into_iter();
         let paths = paths.chain(self.wal_archives.iter().map(|path| ("wal_archives", path)));
+        let tablespaces = self.tablespaces.iter().filter_map(|(_, path)| path.as_ref());
+        let tablespaces = tablespaces.map(|path| ("tablespaces", path));
+        let paths = paths.chain(tablespaces);
         let mut paths = paths.chain(self.backup_label.iter().map(|path| ("backup_label", path)));
         let texts = [("name", &self.name), ("kind", &self.kind), ("stanza", &self.stanza)];
         let mut texts = texts.into_iter().filter_map(|(name, text)| Some((name, text.as_ref()?)));
         list("wal_archives", self.wal_archives.len())
+            .or_else(|| list("tablespaces", self.tablespaces.len()))
             .or_else(|| paths.find_map(|(name, value)| path(name, value)))
             .or_else(|| texts.find_map(|(name, value)| text(name, value)))
             .map(|why| format!("repository: {why}"))

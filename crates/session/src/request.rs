@@ -28,6 +28,9 @@ pub struct RepositoryChoice {
     /// The data directory, `pg_wal` and all tablespaces were captured at one instant.
     #[serde(default)]
     pub atomic_snapshot: bool,
+    /// Which directories are a base backup's copies of its tablespaces, by OID; none where it holds nothing of it.
+    #[serde(default)]
+    pub tablespaces: Vec<(u32, Option<PathBuf>)>,
 }
 
 impl std::fmt::Display for RepositoryChoice {

@@ -167,6 +167,29 @@ pub enum SourceError {
         /// Why it cannot be opened.
         source: io::Error,
     },
+    /// A tablespace's link that nothing proves to lead to the backup's own copy.
+    #[error(
+        "`{path}` leads to `{target}`, and nothing proves that the backup's copy of that tablespace lies there: there is no backup_manifest"
+    )]
+    UnprovenLink {
+        /// The symlink.
+        path: PathBuf,
+        /// Where it leads to.
+        target: PathBuf,
+        /// The tablespace.
+        oid: u32,
+    },
+    /// A `--tablespace` of which the backup knows nothing.
+    #[error("backup `{path}` has no tablespace {oid} (--tablespace)")]
+    UnknownTablespace {
+        /// The backup.
+        path: PathBuf,
+        /// What was named.
+        oid: u32,
+    },
+    /// A server runs on what should be a backup.
+    #[error("{0}: it is no backup")]
+    InUse(String),
     /// A WAL segment that recovery needs.
     #[error("WAL segment {segment} is missing in {places}: recovery needs it")]
     MissingWal {
@@ -238,6 +261,12 @@ pub enum SourceError {
 impl SourceError {
     /// Returns what the operator can do about it; printed under the error as `hint: …`.
     pub fn hint(&self) -> Option<String> {
+        if let Self::UnprovenLink { oid, .. } = self {
+            return Some(format!(
+                "add `--tablespace {oid}=DIR`, where DIR is the backup's own copy of that tablespace (a copied link still leads to the original), \
+                 or `--tablespace {oid}=none` if it was created while the backup ran, so that WAL creates it again"
+            ));
+        }
         let text = match self {
             Self::Io(source) => match source.kind() {
                 io::ErrorKind::PermissionDenied => {
@@ -270,6 +299,13 @@ impl SourceError {
             }
             Self::NotInManifest { .. } => {
                 "the directory was changed after the backup; `pg_verifybackup` tells the same: use an untouched copy"
+            }
+            Self::UnprovenLink { .. } => return None, // told above
+            Self::UnknownTablespace { .. } => {
+                "its pg_tblspc directory names the tablespaces by their OIDs"
+            }
+            Self::InUse(_) => {
+                "take a backup of it (pg_basebackup, pgBackRest), or stop the server and copy all of it"
             }
             Self::LeadsOut { .. } => {
                 "only tablespace links and a pg_wal link are followed: copy the file into its place"
@@ -315,6 +351,7 @@ impl SourceError {
                 | Self::UnknownStanza { .. }
                 | Self::SeveralStanzas { .. }
                 | Self::OptionOfOtherKind { .. }
+                | Self::UnknownTablespace { .. }
                 | Self::LabelGivenTwice { .. }
                 | Self::LabelDiffers { .. }
                 | Self::SnapshotWithLabel { .. }

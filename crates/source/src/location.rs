@@ -1,5 +1,6 @@
 //! Where a repository lies and what the user said about it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -45,6 +46,10 @@ pub struct Location {
     pub backup_label: Option<PathBuf>,
     /// `--atomic-snapshot`, for a base backup: data directory, WAL and tablespaces were captured at one instant.
     pub atomic_snapshot: bool,
+    /// `--tablespace`, for a base backup: which directory is its copy of a tablespace, by the tablespace's OID; none where it holds
+    /// nothing of it, because the tablespace was made while the backup ran and its WAL makes it again.
+    #[serde(default)]
+    pub tablespaces: BTreeMap<u32, Option<PathBuf>>,
 }
 
 /// The text names no path.

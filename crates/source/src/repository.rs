@@ -308,6 +308,7 @@ fn refuse_foreign_options(location: &Location, kind: Kind) -> Result<(), SourceE
         ("--wal-archive", !location.wal_archives.is_empty(), Kind::BaseBackup),
         ("--backup-label", location.backup_label.is_some(), Kind::BaseBackup),
         ("--atomic-snapshot", location.atomic_snapshot, Kind::BaseBackup),
+        ("--tablespace", !location.tablespaces.is_empty(), Kind::BaseBackup),
     ];
     match given.into_iter().find(|(_, given, owner)| *given && *owner != kind) {
         Some((option, ..)) => Err(SourceError::OptionOfOtherKind { option, kind }),

@@ -115,6 +115,12 @@ pub struct RepositoryOptions {
     /// For backups that do not bring all the WAL they need. Segments may be plain or compressed with gzip, lz4 or zstd.
     #[arg(long, value_name = "DIR", value_parser = values::path, value_hint = ValueHint::DirPath)]
     pub wal_archive: Vec<PathBuf>,
+    /// Read a base backup's tablespace in this directory (repeatable)
+    ///
+    /// For copies without backup_manifest, whose links in pg_tblspc lead to the original server's tablespaces: OID is the link's name, DIR
+    /// the backup's own copy, or `none` for a tablespace that was created while the backup ran: its WAL creates it again.
+    #[arg(long, value_name = "OID=DIR", value_parser = values::tablespace, value_hint = ValueHint::DirPath)]
+    pub tablespace: Vec<(u32, Option<PathBuf>)>,
     /// Data directory, pg_wal and all tablespaces were captured at one instant
     ///
     /// For a directory without backup_label that a snapshot of the storage made. Without this promise such a directory cannot be told

@@ -281,6 +281,7 @@ fn configured(arguments: &BackupsArguments) -> Result<Vec<RepositoryChoice>, Api
             wal_archives: Vec::new(),
             backup_label: None,
             atomic_snapshot: false,
+            tablespaces: Vec::new(),
         })
         .collect();
     if choices.is_empty() {

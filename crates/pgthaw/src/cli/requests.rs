@@ -169,6 +169,11 @@ impl Surroundings {
             wal_archives,
             backup_label,
             atomic_snapshot: options.atomic_snapshot,
+            tablespaces: options
+                .tablespace
+                .iter()
+                .map(|(oid, path)| Ok((*oid, path.as_ref().map(there).transpose()?)))
+                .collect::<Result<_, ApiError>>()?,
         };
         let text = name.path.to_string_lossy();
         if server.is_some() && name.kind.is_none() && !text.contains('/') {
@@ -378,6 +383,7 @@ mod tests {
                 wal_archives: vec![],
                 backup_label: None,
                 atomic_snapshot: false,
+                tablespaces: Vec::new(),
             },
             backup: None,
             databases: vec!["crm".into()],
@@ -503,6 +509,7 @@ mod tests {
                 wal_archives: vec!["/wal".into(), "/no/such/place/wal2".into()],
                 backup_label: Some("/no/such/place/label".into()),
                 atomic_snapshot: false,
+                tablespaces: Vec::new(),
             },
             backup: Some("20261122-101112F".into()),
             databases: vec![],

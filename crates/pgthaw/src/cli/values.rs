@@ -75,6 +75,17 @@ pub fn read_from(text: &str) -> Result<ReadFrom, String> {
     }
 }
 
+/// Reads `OID=DIR` or `OID=none`.
+pub fn tablespace(text: &str) -> Result<(u32, Option<PathBuf>), String> {
+    let named =
+        text.split_once('=').and_then(|(oid, directory)| Some((oid.parse().ok()?, directory)));
+    match named {
+        Some((oid @ 1.., "none")) => Ok((oid, None)),
+        Some((oid @ 1.., directory)) if !directory.is_empty() => Ok((oid, Some(directory.into()))),
+        _ => Err("write OID=DIR, as in 16385=/backups/monday/ts_16385".into()),
+    }
+}
+
 /// Reads a path: any text but none, UTF-8 because it is kept as JSON.
 pub fn path(text: &str) -> Result<PathBuf, String> {
     match text {
@@ -230,6 +241,15 @@ mod tests {
         ];
         for (text, want) in cases {
             assert_eq!(rate(text).ok(), NonZeroU64::new(want), "{text}");
+        }
+    }
+
+    #[test]
+    fn tablespaces_have_a_directory_or_none() {
+        assert_eq!(tablespace("16385=/b/ts=1"), Ok((16385, Some("/b/ts=1".into()))));
+        assert_eq!(tablespace("16385=none"), Ok((16385, None)));
+        for bad in ["16385", "16385=", "=x", "0=x", "x=/b", "-1=/b"] {
+            assert!(tablespace(bad).is_err(), "{bad}");
         }
     }
 

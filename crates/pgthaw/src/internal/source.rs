@@ -162,6 +162,7 @@ fn open(choice: &RepositoryChoice) -> Result<Repository, ApiError> {
         wal_archives: choice.wal_archives.clone(),
         backup_label: choice.backup_label.clone(),
         atomic_snapshot: choice.atomic_snapshot,
+        tablespaces: choice.tablespaces.iter().cloned().collect(),
     };
     Repository::open(&location).map_err(api_error)
 }

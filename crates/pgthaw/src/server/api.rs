@@ -168,7 +168,8 @@ fn repository(
             return Err(not_allowed(caller, "another stanza than the one that is configured"));
         }
         let paths = choice.wal_archives.first().or(choice.backup_label.as_ref());
-        if !choice.path.as_os_str().is_empty() || paths.is_some() || choice.kind.is_some() {
+        let named = paths.is_some() || !choice.tablespaces.is_empty();
+        if !choice.path.as_os_str().is_empty() || named || choice.kind.is_some() {
             return Err(not_allowed(
                 caller,
                 "files of the server's machine besides the repository",

@@ -114,6 +114,11 @@ fn outside(path: &Path) -> bool {
 fn occupied(path: &Path) -> Occupied {
     // root of a user namespace above ours is seen as the overflow account (user_namespaces(7))
     const ROOTS: [u32; 2] = [0, 65_534];
+    // A link on the way leads out of the tree that is shown: no directory can be made behind it.
+    let is_link = |at: &Path| fs::symlink_metadata(at).is_ok_and(|meta| meta.is_symlink());
+    if path.ancestors().skip(1).any(is_link) {
+        return Occupied::System;
+    }
     match fs::symlink_metadata(path) {
         Ok(meta) if meta.is_dir() && !ROOTS.contains(&meta.uid()) => Occupied::OwnedDirectory,
         Err(error) if error.kind() == io::ErrorKind::NotFound => Occupied::Free,
@@ -262,7 +267,10 @@ mod tests {
             assert_eq!(occupied(path), Occupied::System, "{path:?}");
         }
         assert_eq!(occupied(&directory), Occupied::OwnedDirectory);
-        assert_eq!(occupied(&scratch.path().join("none")), Occupied::Free);
+        let scratch = scratch.path().canonicalize().unwrap();
+        assert_eq!(occupied(&scratch.join("none")), Occupied::Free);
+        std::os::unix::fs::symlink(&directory, scratch.join("link")).unwrap();
+        assert_eq!(occupied(&scratch.join("link/none")), Occupied::System);
     }
 
     #[test]

@@ -498,7 +498,8 @@ fn request() -> ExportRequest {
     serde_json::from_value(serde_json::json!({
         "repository": RepositoryChoice {
             name: None,
-            path: "/backups".into(), kind: None, stanza: None, wal_archives: vec![], backup_label: None, atomic_snapshot: false,
+            path: "/backups".into(), kind: None, stanza: None, wal_archives: vec![], backup_label: None, tablespaces: Vec::new(),
+            atomic_snapshot: false,
         },
         "databases": DATABASES, "target": "/srv/exports/monday", "recovery": RecoveryChoice::Latest,
         "jobs": 1, "globals": true, "role_passwords": true,

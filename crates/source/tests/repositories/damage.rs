@@ -254,6 +254,11 @@ pub fn basebackup(cluster: &Cluster, tablespace: u32) {
     // Without a manifest sizes are judged alone, and a missing segment of WAL is named.
     let bare = broken.again();
     bare.remove("backup_manifest");
+    bare.told(&["nothing proves", &format!("pg_tblspc/{tablespace}")]);
+    let link = bare.path.join(format!("pg_tblspc/{tablespace}"));
+    let space = fs::canonicalize(&link).unwrap();
+    fs::remove_file(&link).unwrap();
+    copy(&space, &link);
     let opened = open(&bare.path).open_backup(None, WalWanted::EndOfBackup).unwrap();
     let segment = opened.wal.first.unwrap();
     fs::write(bare.path.join(format!("{file}.2")), b"").unwrap();

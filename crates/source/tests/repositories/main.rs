@@ -186,7 +186,7 @@ fn basebackup() {
     let tablespace = fill(&cluster);
     base::plain(&cluster, tablespace);
     base::archives(&cluster, tablespace);
-    base::without_label(&mut cluster);
+    base::without_label(&mut cluster, tablespace);
     damage::basebackup(&cluster, tablespace);
 }
 

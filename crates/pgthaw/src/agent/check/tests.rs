@@ -94,6 +94,7 @@ fn task() -> CheckTask {
             wal_archives: Vec::new(),
             backup_label: None,
             atomic_snapshot: false,
+            tablespaces: Vec::new(),
         },
         backup: None,
         databases: vec!["crm".into()],

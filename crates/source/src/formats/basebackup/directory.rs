@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::manifest::{self, BaseManifest, Problem};
 use super::segments::Segments;
-use super::tree::{self, incremental};
+use super::tree::{self, LeadingOut, Links, incremental};
 use crate::error::SourceError;
 use crate::formats::control::{self, Control};
 use crate::formats::label;
@@ -100,6 +100,18 @@ impl Directory {
         format!("PG_{}_{}", self.major, self.control.catalog_version)
     }
 
+    /// The data directory of the original server, by the command line that it wrote down at its start (PostgreSQL source,
+    /// `CreateOptsFile`: every word but the first is quoted); none for a backup that left that file out.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub(crate) fn original(&self) -> Result<Option<PathBuf>, SourceError> {
+        let Some((bytes, _)) = read_optional(&self.root, "postmaster.opts", 64 << 10)? else {
+            return Ok(None);
+        };
+        Ok(original_in(&String::from_utf8_lossy(&bytes)))
+    }
+
     /// Whether the backup holds files of a tablespace; without a manifest nothing tells.
     pub(crate) fn has_files_of(&self, oid: u32) -> bool {
         let start = format!("tablespaces/{oid}/");
@@ -137,19 +149,18 @@ impl Directory {
             Ok(entry) if entry.kind == Kind::Directory => {
                 Some(Segments::directory(&self.root, "pg_wal", 0)?)
             }
-            Ok(entry) if entry.kind == Kind::Symlink => {
-                let target = self.root.path().join(self.root.read_link("pg_wal")?);
-                Root::open(&target)
-                    .ok()
-                    .map(|root| Segments::directory(&root, "", 0))
-                    .transpose()?
-            }
             Ok(_) | Err(_) => None,
         };
         info.archived_until = self.reach(info, &[archives, wal.unwrap_or_default()]);
         if self.manifest.is_none() {
             let root = Root::open(self.root.path())?;
-            let (tree, _) = tree::walk(root, &self.version_directory(), &|_| true)?;
+            let links = Links {
+                named: &location.tablespaces,
+                has_files: &|_| true,
+                leading_out: LeadingOut::Skip,
+                original: self.original()?,
+            };
+            let (tree, _) = tree::walk(root, &self.version_directory(), &links)?;
             info.size = tree.files.iter().fold(0, |sum: u64, file| sum.saturating_add(file.size));
         }
         Ok(())
@@ -176,6 +187,23 @@ impl Directory {
         let modified = places.iter().find_map(|place| place.modified(&segment))?;
         Some(WalReach { segment, modified, gap })
     }
+}
+
+fn original_in(options: &str) -> Option<PathBuf> {
+    let mut words = options.split('"').skip(1).step_by(2);
+    while let Some(word) = words.next() {
+        let directory = match word {
+            "-D" => words.next()?,
+            word => word
+                .strip_prefix("-D")
+                .or_else(|| word.strip_prefix("--data_directory="))
+                .unwrap_or_default(),
+        };
+        if directory.starts_with('/') {
+            return Some(directory.into());
+        }
+    }
+    None
 }
 
 /// Reads the label in the directory, or the file that stands in for it.
@@ -261,7 +289,21 @@ mod tests {
         for number in [2, 3, 5] {
             std::fs::write(archive.join(format!("00000001000000000000000{number}")), "").unwrap();
         }
-        Location { path: data, wal_archives: vec![archive], ..Location::default() }
+        let tablespaces = [(16389, Some(space))].into();
+        Location { path: data, wal_archives: vec![archive], tablespaces, ..Location::default() }
+    }
+
+    #[test]
+    fn the_original_directory_is_told_by_its_servers_command_line() {
+        let cases = [
+            ("/usr/lib/postgresql/15/bin/postgres \"-D\" \"/srv/my data\"\n", Some("/srv/my data")),
+            ("postgres \"-c\" \"x=-D\" \"-D/srv/a\"\n", Some("/srv/a")),
+            ("postgres \"-D\" \"relative\"\n", None),
+            ("postgres\n", None),
+        ];
+        for (text, want) in cases {
+            assert_eq!(original_in(text), want.map(PathBuf::from), "{text}");
+        }
     }
 
     #[test]

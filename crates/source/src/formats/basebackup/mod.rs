@@ -5,6 +5,7 @@
 //! and incremental ones are refused by name.
 
 mod directory;
+mod in_use;
 mod manifest;
 mod opening;
 mod segments;

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::directory::Directory;
+use super::in_use;
 use super::manifest::{BaseManifest, Listed};
 use super::segments::Segments;
-use super::tree::{self, Found, Tree};
+use super::tree::{self, Found, LeadingOut, Links, Tree};
 use crate::digest::Hasher;
 use crate::error::{Places, SourceError};
 use crate::formats::history::{self, History};
@@ -40,18 +41,45 @@ pub(crate) fn open(
     if location.atomic_snapshot && directory.label.is_some() {
         return Err(SourceError::SnapshotWithLabel { path });
     }
+    if let Some(user) = in_use::user_of(&path, &[]) {
+        return Err(SourceError::InUse(user));
+    }
+    // One that is not in a tablespace_map was made while the backup ran: its WAL makes it again.
+    let mapped = originals(&directory)?;
+    let existed = |oid: u32| mapped.as_ref().is_none_or(|mapped| mapped.contains_key(&oid));
+    let links = Links {
+        named: &location.tablespaces,
+        has_files: &|oid| directory.has_files_of(oid) && existed(oid),
+        leading_out: match directory.manifest {
+            Some(_) => LeadingOut::Follow,
+            None => LeadingOut::Refuse,
+        },
+        original: directory.original()?,
+    };
     let (mut tree, mut objects) =
-        tree::walk(Root::open(&path)?, &directory.version_directory(), &|oid| {
-            directory.has_files_of(oid)
-        })?;
+        tree::walk(Root::open(&path)?, &directory.version_directory(), &links)?;
+    let parts: Vec<PathBuf> =
+        tree.followed.values().map(|part| path.join("pg_tblspc").join(part)).collect();
+    if let Some(user) = in_use::user_of(&path, &parts) {
+        return Err(SourceError::InUse(user));
+    }
     compare(&directory, &tree, location.atomic_snapshot)?;
     let mut files = map_files(&directory, &tree, &mut objects)?;
 
     let tablespaces = tablespaces(&directory, &tree)?;
     let mut notes = std::mem::take(&mut tree.notes);
     notes.extend(suspicions(&directory, &tablespaces));
+    notes.extend(tree.wal_link.as_ref().map(|target| {
+        format!(
+            "the link `{}` leads out of the backup, to `{}`, and is not followed: name the directory with the backup's WAL with --wal-archive DIR",
+            path.join("pg_wal").display(),
+            target.display()
+        )
+    }));
     let archives = Segments::archives(&location.wal_archives, &mut objects)?;
-    let wal = Wal::new(&directory, &tree, archives, wanted)?;
+    let unfollowed = tree.wal_link.is_some();
+    let stand_in = unfollowed.then(|| Segments::archives(&location.wal_archives, &mut objects));
+    let wal = Wal::new(&directory, &tree, archives, stand_in.transpose()?, wanted)?;
     let (wal_files, presented) = wal.files(&mut objects)?;
     files.extend(wal_files);
     if let Some(label) = &directory.label {
@@ -68,13 +96,12 @@ pub(crate) fn open(
     }
     let damaged = |problem| SourceError::Damaged { path: path.clone(), problem };
     let map = build_map(directories, files).map_err(damaged)?;
-    let mut roots_shown: Vec<(String, PathBuf)> = tablespaces
+    let roots_shown: Vec<(String, PathBuf)> = tablespaces
         .iter()
         .filter_map(|tablespace| {
             Some((format!("tablespace {}", tablespace.oid), tablespace.mapped.clone()?))
         })
         .collect();
-    roots_shown.extend(tree.wal_link.clone().map(|target| ("pg_wal".to_owned(), target)));
     Ok(Backup {
         info,
         map,
@@ -206,11 +233,7 @@ fn map_files(
 
 /// The tablespaces, with their original locations where a `tablespace_map` tells them.
 fn tablespaces(directory: &Directory, tree: &Tree) -> Result<Vec<Tablespace>, SourceError> {
-    let originals = match directory.root.read("tablespace_map", label::LIMIT) {
-        Ok(bytes) => parse_tablespace_map(&bytes),
-        Err(err) if is_absent(&err) => BTreeMap::new(),
-        Err(err) => return Err(err.into()),
-    };
+    let originals = originals(directory)?.unwrap_or_default();
     for (oid, location) in &originals {
         if !tree.tablespaces.iter().any(|(found, _)| found == oid) {
             return Err(SourceError::Missing {
@@ -222,10 +245,19 @@ fn tablespaces(directory: &Directory, tree: &Tree) -> Result<Vec<Tablespace>, So
     let tablespace = |(oid, link): &(u32, Option<PathBuf>)| {
         let link_text = link.as_ref().map(|link| link.to_string_lossy().into_owned());
         let location = originals.get(oid).cloned().or(link_text).unwrap_or_default();
-        let mapped = link.clone().filter(|_| !tree.unfollowed.contains(oid));
+        let mapped = tree.followed.get(oid).cloned();
         Tablespace { oid: *oid, name: None, location, mapped }
     };
     Ok(tree.tablespaces.iter().map(tablespace).collect())
+}
+
+/// The original locations by a `tablespace_map`, which a backup by the low-level functions or in tar format has.
+fn originals(directory: &Directory) -> Result<Option<BTreeMap<u32, String>>, SourceError> {
+    match directory.root.read("tablespace_map", label::LIMIT) {
+        Ok(bytes) => Ok(Some(parse_tablespace_map(&bytes))),
+        Err(err) if is_absent(&err) => Ok(None),
+        Err(err) => Err(err.into()),
+    }
 }
 
 /// Reads `<oid> <location>` lines; a backslash makes the next byte part of the location (PostgreSQL source,
@@ -290,12 +322,15 @@ impl<'a> Wal<'a> {
         directory: &'a Directory,
         tree: &'a Tree,
         archives: Segments,
+        stand_in: Option<Segments>,
         wanted: WalWanted,
     ) -> Result<Self, SourceError> {
         let own = match &tree.wal {
             Some((number, relative)) => Segments::directory(tree.root(*number), relative, *number)?,
             None => Segments::default(),
         };
+        // What the user named stands in for a `pg_wal` that is not followed: crash recovery of a snapshot reads it, too.
+        let own = stand_in.unwrap_or(own);
         Ok(Self { directory, tree, own, archives, size: directory.wal_segment_size, wanted })
     }
 
@@ -323,7 +358,7 @@ impl<'a> Wal<'a> {
 
     fn places(&self) -> Places {
         let places = self.own.places().into_iter().chain(self.archives.places());
-        let own = self.tree.wal_link.is_none().then(|| self.directory.root.path().join("pg_wal"));
+        let own = self.tree.wal.is_some().then(|| self.directory.root.path().join("pg_wal"));
         let shown = places.map(|place| match &own {
             Some(own) if place == self.directory.root.path() => format!("`{}`", own.display()),
             _ => format!("`{}`", place.display()),
