@@ -21,19 +21,30 @@ fn an_atomic_snapshot_is_recovered_as_after_a_crash() {
     }
     let expected = fingerprint(&cluster, "crm");
     cluster.stop("immediate");
-    let snapshot = scratch.join("snapshot");
+    let (snapshot, tablespace) = (scratch.join("snapshot"), scratch.join("tablespace"));
     copy_tree(cluster.data(), &snapshot);
+    copy_tree(cluster.tablespace(), &tablespace);
 
     let leftovers = pgthaw.leftovers();
-    let arguments =
-        |target: &str| pgthaw.export_arguments(&snapshot, &["crm"], &pgthaw.target(target));
+    // The copied link still leads to the original's tablespace.
+    let link = fs::read_dir(snapshot.join("pg_tblspc")).unwrap().next().unwrap().unwrap();
+    let oid = link.file_name().into_string().unwrap();
+    let named = format!("--tablespace={oid}={}", tablespace.display());
+    let arguments = |target: &str| {
+        let arguments = pgthaw.export_arguments(&snapshot, &["crm"], &pgthaw.target(target));
+        [arguments, vec![named.clone()]].concat()
+    };
+    let linked = pgthaw.export_arguments(&snapshot, &["crm"], &pgthaw.target("linked"));
+    let linked = [&linked[..], &["--atomic-snapshot".into()]].concat();
+    let (_, err) = pgthaw.expect(1, &linked.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(err.contains(&format!("--tablespace {oid}=DIR")), "{err}");
     let plain = arguments("refused");
     let (_, err) = pgthaw.expect(1, &plain.iter().map(String::as_str).collect::<Vec<_>>());
     assert!(err.contains("no backup_label") && err.contains("--atomic-snapshot"), "{err}");
     assert!(!err.contains("removing"), "never the server's own advice: {err}");
 
     let target = pgthaw.target("snapshot");
-    pgthaw.export(&snapshot, &["crm"], &target, &["--atomic-snapshot"]);
+    pgthaw.export(&snapshot, &["crm"], &target, &["--atomic-snapshot", &named]);
     let fresh = restore_dump_into_fresh_server(&target);
     let differences = expected.differences(&fingerprint(&fresh, "crm"));
     let unexpected: Vec<_> =

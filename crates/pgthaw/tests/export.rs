@@ -52,10 +52,11 @@ fn base_backups_with_streamed_fetched_and_archived_wal_are_read() {
     let (fixture, pgthaw) = (Fixture::get(), Pgthaw::new());
     let leftovers = pgthaw.leftovers();
     let archive = fixture.wal_archive.display().to_string();
+    let tablespace = fixture.bare.tablespace_option();
     let cases = [
         ("stream", &fixture.stream, &[][..]),
         ("fetch", &fixture.fetch, &[][..]),
-        ("bare", &fixture.bare, &["--wal-archive", archive.as_str()][..]),
+        ("bare", &fixture.bare, &["--wal-archive", archive.as_str(), tablespace.as_str()][..]),
     ];
     for (name, plain, more) in cases {
         let target = pgthaw.target(name);

@@ -157,6 +157,14 @@ impl Repository {
 }
 
 impl Plain {
+    /// What says that the tablespace beside the backup is its own, for a backup without a manifest.
+    pub fn tablespace_option(&self) -> String {
+        let mut links =
+            fs::read_dir(self.dir.join("pg_tblspc")).expect("every data directory has one");
+        let link = links.next().expect("a tablespace").expect("its link").file_name();
+        format!("--tablespace={}={}", link.to_string_lossy(), self.tablespace.display())
+    }
+
     /// Copies the backup into the directory `to` (as `to/pgdata` and `to/ts_sales`) for an account that may not
     /// read the original.
     pub fn copy_for(&self, user: &User, to: &Path) -> Self {
