@@ -18,6 +18,11 @@ use crate::launch::{Launch, client_view};
 use crate::os_user::OsUser;
 use crate::root::{Confinement, Streams};
 
+/// The most that pg_dumpall may write, in bytes: a million roles with their settings. Code and roles of a backup decide how much it is.
+const MOST_BYTES: u64 = 256 << 20;
+/// The most of its messages that is kept, in bytes.
+const MOST_WORDS: u64 = 64 << 10;
+
 /// Why there is no `globals.sql`.
 #[derive(Debug, thiserror::Error)]
 pub enum GlobalsError {
@@ -112,9 +117,32 @@ async fn run(plan: &GlobalsPlan<'_>, arguments: &[String]) -> Result<String, Glo
     let mut output = child.take_stdout().map_err(failed)?;
     let mut errors = child.take_stderr().map_err(failed)?;
     let read = async {
-        tokio::try_join!(output.read_to_end(&mut text), errors.read_to_end(&mut said)).map(drop)
+        let whole = async {
+            let read = (&mut output).take(MOST_BYTES).read_to_end(&mut text).await;
+            if text.len() as u64 == MOST_BYTES || read.is_err() {
+                child.signal(Signal::KILL);
+            }
+            read
+        };
+        let words = async {
+            (&mut errors).take(MOST_WORDS).read_to_end(&mut said).await?;
+            // what follows is read, so that nobody waits, and forgotten
+            tokio::io::copy(&mut errors, &mut tokio::io::sink()).await
+        };
+        tokio::try_join!(whole, words).map(drop)
     };
-    read.await.map_err(failed)?;
+    let read = read.await;
+    if read.is_err() {
+        child.signal(Signal::KILL);
+    }
+    if text.len() as u64 == MOST_BYTES {
+        let _ = child.wait().await; // it was killed
+        return Err(failed(std::io::Error::other(format!(
+            "it writes more than {} MiB of roles and tablespaces",
+            MOST_BYTES >> 20
+        ))));
+    }
+    read.map_err(failed)?;
     let status = child.wait().await.map_err(failed)?;
     if !status.success() {
         let said = String::from_utf8_lossy(&said).trim().to_owned();

@@ -263,12 +263,24 @@ impl Instance {
         read_log(&self.log, self.log_start)
     }
 
-    /// Returns how many bytes the server has logged since this start. Code in a backup can make them as many as it likes.
+    /// Returns how many bytes the server has logged since this start, or takes of the disk for it. Code in a backup can make them
+    /// as many as it likes.
     ///
     /// # Errors
     /// If the log cannot be looked at.
     pub fn log_bytes(&self) -> io::Result<u64> {
-        Ok(self.log.metadata()?.len().saturating_sub(self.log_start))
+        let meta = self.log.metadata()?;
+        let taken = std::os::unix::fs::MetadataExt::blocks(&meta).saturating_mul(512); // stat(2): always of 512 bytes
+        Ok(meta.len().max(taken).saturating_sub(self.log_start))
+    }
+
+    /// Gives the disk back what this start has logged beyond the first `bytes`.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn cut_log(&self, bytes: u64) -> io::Result<()> {
+        let length = self.log.metadata()?.len();
+        self.log.set_len(length.min(self.log_start.saturating_add(bytes)))
     }
 
     /// Returns where the recovery of this start ended; ask after [`Instance::wait_ready`].

@@ -183,7 +183,11 @@ fn make_socket_directory(plan: &InstancePlan) -> io::Result<()> {
     let directory = open_directory(&path)?;
     for name in [format!(".s.PGSQL.{PORT}"), format!(".s.PGSQL.{PORT}.lock"), "external.pid".into()]
     {
-        remove_if_there(&path.join(name))?;
+        // In the opened directory: by its path, what was left of an earlier start could lead us to another one.
+        match rustix::fs::unlinkat(&directory, name.as_str(), rustix::fs::AtFlags::empty()) {
+            Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+            Err(errno) => return Err(errno.into()),
+        }
     }
     directory.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
     give_to(plan, &directory)

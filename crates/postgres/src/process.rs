@@ -225,11 +225,6 @@ impl Child {
         self.inside.map_or(self.id, |inside| inside.program)
     }
 
-    /// Returns the process that everything inside a root of its own ends with; the program itself without one.
-    pub fn outermost(&self) -> ProcessId {
-        self.id
-    }
-
     /// Notes that the child is the helper of a program that has the number `inside` in a root of its own. Does nothing if
     /// the program has ended already: then so does the helper.
     pub(crate) fn enter_root(&mut self, inside: u32) {

@@ -31,6 +31,8 @@ const OWN_CONNECTIONS: u32 = 6;
 
 /// The most that the server may write into its log while it is dumped, in bytes: the log lies on a disk of this machine.
 const LOG_LIMIT: u64 = 256 << 20;
+/// What stays of such a log, in bytes: enough to see what filled it.
+const LOG_KEPT: u64 = 1 << 20;
 /// How often that is looked at.
 const LOG_LOOK: Duration = Duration::from_secs(1);
 
@@ -198,6 +200,11 @@ async fn watch(agent: Arc<Agent>, mut instance: Instance) {
         None => {
             if let Err(err) = instance.stop(StopMode::Immediate).await {
                 eprintln!("{}", with_causes(&err));
+            }
+            if instance.log_bytes().is_ok_and(|bytes| bytes > LOG_LIMIT)
+                && let Err(err) = instance.cut_log(LOG_KEPT)
+            {
+                eprintln!("cut the server's log: {err}");
             }
         }
     }

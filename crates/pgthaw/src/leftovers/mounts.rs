@@ -89,11 +89,12 @@ struct Known {
 }
 
 impl Known {
-    /// Whether `mount` is the session's. Only pgthaw's own type is.
+    /// Whether `mount` is the session's. Only pgthaw's own type is. A source that tells has the say: in a namespace of its own another
+    /// account can bind the mount of another session to this one's path, but not change its source.
     fn knows(&self, mount: &Mount) -> bool {
-        mount.kind == OWN_TYPE
-            && (mount.source == self.source
-                || self.mountpoints.iter().any(|path| mount.mountpoint.starts_with(path)))
+        let at_our_path = || self.mountpoints.iter().any(|path| mount.mountpoint.starts_with(path));
+        let tells = mount.source.starts_with("pgthaw:");
+        mount.kind == OWN_TYPE && if tells { mount.source == self.source } else { at_our_path() }
     }
 }
 
@@ -308,7 +309,15 @@ mod tests {
         /// What it is about, the caller's own list, those of processes 1, 2, …, and what is found.
         type Case = (&'static str, &'static [&'static str], Lists, &'static [&'static str]);
         type Lists = &'static [&'static [&'static str]];
-        let cases: [Case; 12] = [
+        let cases: [Case; 13] = [
+            (
+                "another session's, moved to our place by somebody",
+                &[ROOT],
+                &[&[
+                    "95 80 0:58 / /run/media/pgthaw/s rw - fuse.pgthaw pgthaw:/run/media/pgthaw/b rw",
+                ]],
+                &[],
+            ),
             ("nothing anywhere", &[ROOT], &[&[ROOT]], &[]),
             ("the same namespace", &[ROOT, OWN], &[&[ROOT, OWN]], &[]),
             (

@@ -25,7 +25,7 @@ const EVERYWHERE: &[(&str, &str, bool)] = &[
     ("/dev/random", "rw,nosuid,noexec", false),
     ("/dev/urandom", "rw,nosuid,noexec", false),
     // the processes of the instance; not in containers that hide parts of /proc
-    ("/proc", "rw,nosuid,nodev,noexec", true),
+    ("/proc", "ro,nosuid,nodev,noexec", true),
     // programs and libraries
     ("/usr/bin", "ro,nosuid,nodev", true),
     ("/usr/sbin", "ro,nosuid,nodev", true),

@@ -132,7 +132,9 @@ fn processes() -> Option<OwnedFd> {
             rustix::mount::fsconfig_set_string(&context, "subset", "pid")?;
         }
         rustix::mount::fsconfig_create(&context)?;
-        let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        // Read-only: an ordinary user's process could lower its own `oom_score_adj` again.
+        let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+            | MountAttrFlags::MOUNT_ATTR_NOSUID
             | MountAttrFlags::MOUNT_ATTR_NODEV
             | MountAttrFlags::MOUNT_ATTR_NOEXEC;
         rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)

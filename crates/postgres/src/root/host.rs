@@ -202,16 +202,21 @@ fn installation(directory: &Path, major: u32, user: Option<&OsUser>) -> Vec<Path
 
 /// Returns the libraries that the loader names for `file`, a program or a library.
 fn loaded_by(file: &Path, user: Option<&OsUser>) -> Vec<PathBuf> {
-    // glibc's and musl's loaders list what they would load instead of running the program (ld.so(8))
-    let mut trace = Command::new(file);
-    trace.env("LD_TRACE_LOADED_OBJECTS", "1");
-    let listed = ask(trace, user).or_else(|| {
-        let loaders = ["/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1"];
-        let loader = loaders.iter().find(|loader| Path::new(loader).exists())?;
-        let mut list = Command::new(loader);
-        list.arg("--list").arg(file);
-        ask(list, user)
-    });
+    // The loader lists what it would load instead of running the file (ld.so(8)); where there is none that we know, a program's own
+    // is asked by a variable, which a library without one would not heed.
+    let loaders = ["/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1"];
+    let listed = match loaders.iter().find(|loader| Path::new(loader).exists()) {
+        Some(loader) => {
+            let mut list = Command::new(loader);
+            list.arg("--list").arg(file);
+            ask(list, user)
+        }
+        None => {
+            let mut trace = Command::new(file);
+            trace.env("LD_TRACE_LOADED_OBJECTS", "1");
+            ask(trace, user)
+        }
+    };
     named(&listed.unwrap_or_default())
 }
 

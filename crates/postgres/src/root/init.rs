@@ -364,7 +364,8 @@ fn close_all_but(kept: &[i32]) {
     let mut from = 0;
     for number in kept.into_iter().chain([i32::MAX]) {
         if number > from {
-            // SAFETY: nothing in this process uses these descriptors any more.
+            // SAFETY: whatever in this process owns one of these descriptors is not used and not dropped any more: the process
+            // ends without coming back to it.
             let closed = unsafe { libc::syscall(libc::SYS_close_range, from, number - 1, 0) };
             // before Linux 5.9, one by one; nobody has more than this
             let last = if closed == 0 { from } else { number.min(MOST_DESCRIPTORS) };

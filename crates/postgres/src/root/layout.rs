@@ -15,7 +15,7 @@ use super::host::Host;
 use super::path_bytes;
 use crate::os_user::OsUser;
 
-/// The least that a temporary file system of the root may hold, in bytes; PostgreSQL keeps its own temporary files
+/// The most that a temporary file system of the root may hold, in bytes; PostgreSQL keeps its own temporary files
 /// in the cluster, so little is written here.
 const TEMPORARY_BYTES: u64 = 64 << 20;
 /// Files and directories of such a file system.

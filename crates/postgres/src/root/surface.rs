@@ -63,6 +63,8 @@ const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
 /// The low half of the first argument; both machines that pgthaw is built for are little-endian.
 const FIRST_ARGUMENT: u32 = 16;
+/// The lower half of the second one.
+const SECOND_ARGUMENT: u32 = 24;
 
 /// `AUDIT_ARCH_…` of linux/audit.h.
 #[cfg(target_arch = "x86_64")]
@@ -114,6 +116,15 @@ fn filter() -> Vec<libc::sock_filter> {
         unless(ANY_BIT, NEW_NAMESPACE, 1),
         refuse(libc::EPERM),
         allow,
+    ]);
+    // Room beyond the end of a file (FALLOC_FL_KEEP_SIZE) is seen by nobody who looks at its length: the server's log lies on the
+    // host's disk. PostgreSQL and the C library's posix_fallocate use mode 0.
+    program.extend([
+        unless(EQUAL, number(libc::SYS_fallocate), 4),
+        statement(LOAD, SECOND_ARGUMENT),
+        unless(EQUAL, 0, 1),
+        allow,
+        refuse(libc::EOPNOTSUPP),
     ]);
     let families = u8::try_from(FAMILIES.len()).unwrap_or(u8::MAX);
     for call in [libc::SYS_socket, libc::SYS_socketpair] {
@@ -201,6 +212,8 @@ mod tests {
             (libc::SYS_mount, 0, refused(libc::EPERM)),
             (libc::SYS_personality, 0, refused(libc::EPERM)),
             (libc::SYS_clone3, 0, refused(libc::ENOSYS)),
+            (libc::SYS_fallocate, 0, allowed),
+            (libc::SYS_fallocate, libc::FALLOC_FL_KEEP_SIZE, refused(libc::EOPNOTSUPP)),
             (libc::SYS_clone, libc::SIGCHLD, allowed),
             (libc::SYS_clone, libc::CLONE_NEWUSER | libc::SIGCHLD, refused(libc::EPERM)),
             (libc::SYS_clone, libc::CLONE_NEWNS, refused(libc::EPERM)),
