@@ -1,7 +1,7 @@
 //! Whether somebody else could exchange what is delivered: who owns the directories from `/` to the target, and who may write there.
 //!
-//! `globals.sql` and a dump are loaded by a superuser: whoever can put another file in their place becomes one. The answer is
-//! asked for before anything is made, and again of the opened directories when the target is made.
+//! A superuser loads `globals.sql` and the dump: an account that can replace these files becomes superuser. `check` judges the
+//! directories before a session creates anything, and the mover judges them again, opened, when it creates the target.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;

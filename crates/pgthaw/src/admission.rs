@@ -1,7 +1,7 @@
-//! How much of a server one account of the host can take: connections, offers, requests at work.
+//! Limits of a server for each account of the host: connections, offers, running requests.
 //!
-//! Anybody may open a team's socket. Whoever opens it a thousand times, and says nothing, must not keep the others out, nor take the
-//! descriptors that running sessions need.
+//! Every account may open a team's socket. An account that opens a thousand silent connections must not block other accounts, and
+//! must not use the descriptors that running sessions need.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,9 +11,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Connections of one account at a time: more than any person's commands make.
 const CONNECTIONS: usize = 64;
-/// Requests of one account that are at work at a time; each may start a process that reads a repository. The others wait.
+/// Running requests per account; each may start a process that reads a repository. Further requests wait.
 const REQUESTS: usize = 4;
-/// Requests of all accounts that are at work at a time.
+/// Running requests of all accounts.
 const ALL_REQUESTS: usize = 16;
 
 /// Counts what the accounts hold, each up to a limit, and all together up to another.
@@ -37,14 +37,14 @@ impl Admission {
         Arc::new(Self { each, all, held: Mutex::default() })
     }
 
-    /// For connections: a quarter of the descriptors that we may have stay for them, the rest for sessions at work.
+    /// Limits for connections: they use at most a quarter of this process's descriptors; running sessions use the rest.
     pub fn of_connections() -> Arc<Self> {
         let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(1 << 20);
         let quarter = usize::try_from(descriptors / 4).unwrap_or(usize::MAX);
         Self::new(CONNECTIONS, quarter.clamp(CONNECTIONS, 4096))
     }
 
-    /// Takes one more for `account`; nothing when it has its share, or when there is no more.
+    /// Counts one more for `account`; returns `None` where that exceeds its own limit or the limit of all accounts.
     pub fn enter(self: &Arc<Self>, account: u32) -> Option<Held> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let trusted = [0, rustix::process::geteuid().as_raw()];
@@ -73,7 +73,7 @@ impl Drop for Held {
     }
 }
 
-/// The requests that are at work: who comes later waits for his turn.
+/// The queue of requests: limits how many run for each account and in total.
 #[derive(Debug)]
 pub struct Turns {
     all: Arc<Semaphore>,

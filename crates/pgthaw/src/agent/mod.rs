@@ -181,8 +181,8 @@ fn make_mount_directories(place: &Place) -> io::Result<()> {
     }
 }
 
-/// Makes a directory that has `mode` from its first moment: sessions share it, and one that was killed between making it and opening it
-/// to all would shut out the others for good. The umask belongs to the whole process, which has no other thread yet.
+/// Creates a directory with exactly `mode`, whatever the umask is. Sessions share the directory: a session that was killed between
+/// `mkdir` and `chmod` would leave it closed to all later sessions. The umask belongs to the whole process, which has one thread here.
 fn make_directory(directory: &Path, mode: u32) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     let umask = rustix::process::umask(rustix::fs::Mode::empty());

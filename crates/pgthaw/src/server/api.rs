@@ -244,8 +244,11 @@ fn may_begin(service: &RecoveryService, caller: &Caller) -> Result<(), ApiError>
         return Ok(());
     }
     Err(ApiError {
-        message: format!("{own} sessions of {} are at work already", caller.account.user),
-        hint: Some("wait until one of them has ended, or cancel one".into()),
+        message: format!(
+            "{} already has {own} running sessions, the limit for one account",
+            caller.account.user
+        ),
+        hint: Some("wait until one of them ends, or cancel one".into()),
         usage: false,
     })
 }
